@@ -1,0 +1,178 @@
+"""The order of decisions: a connection and the state in, admit or refuse out."""
+
+import hashlib
+import hmac
+import logging
+from contextlib import AsyncExitStack
+from typing import Any, Final, NamedTuple
+
+from starlette.requests import HTTPConnection, cookie_parser
+
+from ._fastapi import Scope, effective_route, effective_template
+from .exemptions import is_documentation, is_marked
+from .handlers import HandlerChain
+from .refusal import MaintenanceError, refuse
+from .state import MaintenanceState
+from .stores import StoreError
+from .stores._admission import Admission
+from .switch import Switch
+
+logger = logging.getLogger("fastapi_maintenance")
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+BYPASS_HEADER: Final = "X-Maintenance-Bypass"
+BYPASS_COOKIE: Final = "maintenance_bypass"
+
+_CACHED_ROUTES: Final = 1024
+
+
+class Coverage(NamedTuple):
+    """What is true of a route whatever the state is.
+
+    Attributes:
+        exempt: Whether it is open under maintenance, by its marker or as
+            documentation, and never counted.
+        label: How it is shown in a drain.
+        key: Keeps the cached route alive, so that its id is not given away.
+
+    """
+
+    exempt: bool
+    label: str
+    key: object
+
+
+class Decision:
+    """Decides for one guard; its doors share it.
+
+    Args:
+        switch: Where the state is and requests are counted.
+        handlers: Who else is let through.
+        detail: What refused clients read when the state has no message.
+        retry_after: Seconds, when the state names no end.
+
+    """
+
+    def __init__(
+        self, switch: Switch, handlers: HandlerChain, detail: str, retry_after: int
+    ) -> None:
+        self.switch = switch
+        self._handlers = handlers
+        self._detail = detail
+        self._retry_after = retry_after
+        self._coverage: dict[tuple[int, int], Coverage] = {}
+        self._unreachable = False
+
+    async def take(
+        self, connection: HTTPConnection, stack: AsyncExitStack | None
+    ) -> None:
+        """Let a matched request run, counted on the stack, or refuse it.
+
+        Raises:
+            MaintenanceError: If it is refused; or ``WebSocketException``.
+
+        """
+        scope = connection.scope
+        coverage = self.coverage(scope)
+        if coverage.exempt:
+            return
+        worker = self.switch.worker
+        if not worker.ready:
+            await self._join(scope)
+        if stack is None:
+            worker.stand_aside("this FastAPI has no exit stack to count requests on")
+        admission = worker.admit(coverage.label)
+        if stack is None:
+            admission.release()
+        else:
+            # At once, before anything is awaited: a request that is cancelled in
+            # between must give its count back.
+            stack.enter_context(admission)
+        if admission.state.active:
+            await self._decide(connection, admission)
+
+    def error(self, state: MaintenanceState) -> MaintenanceError:
+        """Return a new error for a state."""
+        return MaintenanceError(
+            state.message or self._detail,
+            retry_after=state.wait_seconds(self.switch.clock(), self._retry_after),
+            state=state,
+        )
+
+    def coverage(self, scope: Scope) -> Coverage:
+        """Return what is true of the matched route, from a bounded cache."""
+        effective = effective_route(scope)
+        endpoint = scope.get("endpoint")
+        key = (id(effective), id(endpoint))
+        known = self._coverage.get(key)
+        if known is None:
+            known = Coverage(
+                exempt=is_marked(endpoint, effective)
+                or is_documentation(scope, effective),
+                label=_label(scope, effective),
+                key=(effective, endpoint, scope.get("app")),
+            )
+            if effective is not None:
+                if len(self._coverage) >= _CACHED_ROUTES:
+                    self._coverage.clear()
+                self._coverage[key] = known
+        return known
+
+    async def _join(self, scope: Scope) -> None:
+        try:
+            await self.switch.join()
+        except StoreError as error:
+            if not self._unreachable:
+                logger.error(
+                    "maintenance: refusing until the state is known: %s", error
+                )
+            self._unreachable = True
+            # A worker that could join and has not admits nothing.
+            refuse(scope, self.error(MaintenanceState(active=True)))
+        self._unreachable = False
+
+    async def _decide(self, connection: HTTPConnection, admission: Admission) -> None:
+        scope = connection.scope
+        while self.switch.in_force(admission.state):
+            state = admission.state
+            if state.read_only and scope.get("method") in SAFE_METHODS:
+                return
+            if state.bypass is not None and _has_bypass(scope, state.bypass):
+                return
+            exempt = bool(self._handlers) and await self._handlers.exempts(connection)
+            if self._handlers and self.switch.worker.recheck(admission):
+                continue  # The state moved while a handler was asked.
+            if exempt:
+                return
+            admission.release()
+            refuse(scope, self.error(state))
+
+
+def _has_bypass(scope: Scope, expected: str) -> bool:
+    header = BYPASS_HEADER.lower().encode()
+    for name, value in scope["headers"]:
+        if name == header:
+            given = value
+        elif name == b"cookie":
+            found = cookie_parser(value.decode("latin-1")).get(BYPASS_COOKIE)
+            given = found.encode("latin-1") if found else b""
+        else:
+            continue
+        digest = f"sha256:{hashlib.sha256(given).hexdigest()}"
+        if given and hmac.compare_digest(digest.encode(), expected.encode()):
+            return True
+    return False
+
+
+def _label(scope: Scope, effective: Any) -> str:  # a route of any release
+    template = effective_template(effective)
+    if scope["type"] == "websocket":
+        return f"WS {template}"
+    if not template:
+        return (
+            f"{scope['method']} {scope['path']}"[:200]
+            if effective is None
+            else "frontend"
+        )
+    methods = getattr(effective, "methods", None) or {scope["method"]}
+    return f"{'|'.join(sorted(methods))} {template}"

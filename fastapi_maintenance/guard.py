@@ -1,0 +1,331 @@
+"""The guard: the dependency, and a façade over the switch and the decision."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from ._fastapi import outer_stack
+from .decision import Decision
+from .fence import DrainReport
+from .handlers import ExemptHandlers, HandlerChain
+from .refusal import DEFAULT_DETAIL, openapi_responses
+from .state import MaintenanceState, check_text, whole_seconds
+from .stores import Store, describe, open_store
+from .stores._admission import Admission
+from .switch import Order, Switch
+from .waiting import Plan
+
+
+class MaintenanceGuard:
+    """Refuses requests with a 503 while maintenance is on, and counts those it admits.
+
+    Create it once and give it to ``Depends``: for an application, a router, an
+    ``include_router`` or one route. At several levels it runs once per request. Put it
+    first among the dependencies, so that nothing else runs before a refusal.
+
+    Args:
+        store: Where the state lives: a store, a URL for :func:`open_store`, or None for
+            ``$FASTAPI_MAINTENANCE_STORE``, else the directory ``.fastapi-maintenance``.
+        name: Which switch of the store; one store can hold several.
+        exempt_handler: One or several callables of the connection that let a request
+            through by returning ``True``. They are asked only while maintenance is on.
+            Wrapped in ``Depends``, one may have FastAPI dependencies of its own.
+        detail: What refused clients read when the state has no message.
+        retry_after: Seconds for ``Retry-After`` when the state names no end that is
+            ahead.
+        handler_timeout: Seconds after which a handler has not said ``True``.
+        on_change: Called with the new state, once per change and worker, from the
+            thread that noticed it.
+
+    Raises:
+        ValueError: If a value cannot work: a bad name, an unknown store URL, a negative
+            or not finite number, a text of several lines.
+        TypeError: If a value has another type than documented.
+
+    Examples:
+        >>> from fastapi import Depends, FastAPI
+        >>> from fastapi_maintenance import MaintenanceGuard
+        >>> guard = MaintenanceGuard("memory:")
+        >>> app = FastAPI(
+        ...     dependencies=[Depends(guard)],
+        ...     lifespan=guard.lifespan,
+        ...     responses=guard.responses,
+        ... )
+
+    """
+
+    def __init__(
+        self,
+        store: Store | str | None = None,
+        *,
+        name: str = "default",
+        exempt_handler: ExemptHandlers = None,
+        detail: str = DEFAULT_DETAIL,
+        retry_after: int | timedelta = 60,
+        handler_timeout: float = 2.0,
+        on_change: Callable[[MaintenanceState], object] | None = None,
+    ) -> None:
+        if store is None or isinstance(store, str):
+            store = open_store(store)
+        if not callable(getattr(store, "read", None)):
+            raise TypeError(
+                f"store must be a Store, a URL or None, not {store!r}; for example"
+                ' "file:/var/lib/shop/maintenance"'
+            )
+        if on_change is not None and not callable(on_change):
+            raise TypeError(f"on_change must be callable, not {on_change!r}")
+        if not isinstance(detail, str):
+            raise TypeError(f"detail must be a string, not {detail!r}")
+        check_text(detail, "detail")
+        self._detail = detail
+        self._switch = Switch(store, name)
+        self._decision = Decision(
+            self._switch,
+            HandlerChain(exempt_handler, handler_timeout),
+            detail,
+            whole_seconds(retry_after, "retry_after"),
+        )
+        if on_change is not None:
+            self._switch.worker.listen(on_change)
+
+    def __repr__(self) -> str:
+        place = describe(self._switch.source)
+        return f"<MaintenanceGuard {self._switch.name!r} of {place}>"
+
+    async def __call__(self, connection: HTTPConnection) -> None:
+        """Admit a matched request, or refuse it; FastAPI calls this.
+
+        It takes nothing else: FastAPI would make any further parameter one that clients
+        can set.
+
+        Raises:
+            MaintenanceError: If it is refused. On a WebSocket whose server cannot send
+                a response to a handshake, ``WebSocketException`` with code 1013.
+
+        """
+        scope = connection.scope
+        await self._decision.take(connection, outer_stack(scope))
+
+    @property
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """Documents the 503 and its header: ``FastAPI(responses=guard.responses)``.
+
+        The type is the one of FastAPI's own ``responses`` parameter.
+        """
+        return openapi_responses(self._detail)
+
+    @property
+    def state(self) -> MaintenanceState:
+        """The last state that this worker knows.
+
+        Raises:
+            StoreError: If it has not joined its store, and that can say nothing without
+                waiting; the message names the remedy.
+
+        """
+        return self._switch.state
+
+    @property
+    def is_active(self) -> bool:
+        """Whether guarded requests are refused at this moment.
+
+        Raises:
+            StoreError: As ``state`` does.
+
+        """
+        return self._switch.in_force(self.state)
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Join the store at start and leave it cleanly at the end.
+
+        Use it as ``FastAPI(lifespan=guard.lifespan)``, or inside a lifespan of your own
+        as ``async with guard.lifespan(app):``. Without one, a worker joins at its first
+        guarded request.
+
+        Raises:
+            StoreError: If the store cannot be reached for 10 seconds, so that a
+                roll-out stops instead of replacing good workers by refusing ones.
+
+        """
+        async with self._switch.attached():
+            yield
+
+    async def enable(
+        self,
+        *,
+        message: str | None = None,
+        at: datetime | None = None,
+        until: datetime | timedelta | None = None,
+        auto_off: bool = False,
+        retry_after: int | timedelta | None = None,
+        read_only: bool = False,
+        bypass_token: str | None = None,
+        actor: str | None = None,
+    ) -> MaintenanceState:
+        """Switch maintenance on, for every worker of the store.
+
+        Args:
+            message: What refused clients read; one line.
+            at: When it begins; now by default.
+            until: When it is expected to end; a duration counts from the beginning.
+            auto_off: Open by the clock at ``until``.
+            retry_after: Seconds for ``Retry-After`` when no end is ahead.
+            read_only: Let GET, HEAD and OPTIONS through.
+            bypass_token: Lets operators through until it is switched off; at least 16
+                characters. Only its hash is stored.
+            actor: Who does this, for the log and ``status``.
+
+        Returns:
+            The published state.
+
+        Raises:
+            ValueError: If a time is naive or has passed, or a text is not one line.
+            StoreError: If the store cannot be set; nothing has changed then.
+
+        """
+        order = Order(
+            message=message,
+            at=at,
+            until=until,
+            auto_off=auto_off,
+            retry_after=retry_after,
+            read_only=read_only,
+            bypass_token=bypass_token,
+            actor=actor,
+        )
+        return await self._switch.enable(order)
+
+    async def disable(self, *, actor: str | None = None) -> MaintenanceState:
+        """Open again.
+
+        Raises:
+            StoreError: If the store cannot be set, or a ``maintenance()`` block or a
+                ``run`` holds it on; it stays on then.
+
+        """
+        return await self._switch.disable(actor=actor)
+
+    async def drain(
+        self,
+        *,
+        timeout: float = 30.0,
+        workers: int = 1,
+        close_after: float | None = None,
+    ) -> DrainReport:
+        """Wait until no request that was admitted before this moment is running.
+
+        It publishes the present state under a new epoch and waits for every worker.
+        Inside a counted request it does not wait for that request.
+
+        Args:
+            timeout: Seconds.
+            workers: How many workers must have joined. More than one also says that
+                these are all, which completes a list of workers that was lost.
+            close_after: Seconds after which counted WebSockets are closed with 1012.
+
+        Raises:
+            ValueError: If maintenance is off, has not begun, or could open by the
+                clock; or an argument cannot work.
+            StoreError: If the store cannot be read or set.
+
+        """
+        return await self._switch.drain(_plan(timeout, workers, close_after))
+
+    def maintenance(
+        self,
+        *,
+        message: str | None = None,
+        until: datetime | timedelta | None = None,
+        drain_timeout: float = 30.0,
+        workers: int = 1,
+        stay_on_error: bool = True,
+    ) -> AbstractAsyncContextManager[DrainReport]:
+        """Run a block under maintenance, when nothing else is running any more.
+
+        Args:
+            message: What refused clients read.
+            until: When it is expected to end.
+            drain_timeout: Seconds to wait for what is running.
+            workers: How many workers must have joined.
+            stay_on_error: Keep maintenance on when the block fails.
+
+        Raises:
+            DrainError: If requests may still be running: the block does not start, and
+                the state stays on.
+            ValueError: If the present state could open by the clock.
+            StoreError: If the store cannot be read or set.
+
+        """
+        return self._switch.maintenance(
+            _plan(drain_timeout, workers, None),
+            message=message,
+            until=until,
+            stay_on_error=stay_on_error,
+        )
+
+    def admit(self) -> "AdmittedWork":
+        """Count work outside requests: a job, a consumer, a task.
+
+        Use it with ``with`` or ``async with``. It holds up a drain like a request does.
+
+        Raises:
+            MaintenanceError: On entering, while maintenance is on.
+            StoreError: On entering, if the store has never been reached.
+
+        """
+        return AdmittedWork(self._decision)
+
+
+class AdmittedWork:
+    """What :meth:`MaintenanceGuard.admit` returns."""
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+        self._admission: Admission | None = None
+
+    def __enter__(self) -> None:
+        worker = self._decision.switch.worker
+        if not worker.ready:
+            worker.join()
+        admission = worker.admit("work")
+        if self._decision.switch.in_force(admission.state):
+            admission.release()
+            raise self._decision.error(admission.state)
+        self._admission = admission.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> None:
+        if not self._decision.switch.worker.ready:
+            await self._decision.switch.join()
+        self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+
+def _plan(timeout: float, workers: int, close_after: float | None) -> Plan:
+    return Plan(
+        timeout=timeout,
+        workers=workers,
+        vouched=type(workers) is int and workers > 1,
+        close_after=close_after,
+    )

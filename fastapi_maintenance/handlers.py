@@ -1,0 +1,212 @@
+"""Running exempt handlers: only ``True`` exempts, and no failure reaches a client."""
+
+import asyncio
+import inspect
+import logging
+import math
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+from fastapi.params import Depends
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+
+from ._fastapi import InvalidParametersError, LazyDependency
+
+logger = logging.getLogger("fastapi_maintenance")
+
+ExemptHandler = Callable[..., object]
+"""Called with the connection, a ``Request`` or a ``WebSocket``; ``True`` exempts.
+
+Sync or async. The parameter is the user's to annotate, hence the ellipsis.
+"""
+
+ExemptHandlers = ExemptHandler | Depends | Sequence[ExemptHandler | Depends] | None
+
+THREADS: Final = 16
+"""How many sync handlers run at once; endpoints have a pool of their own."""
+
+_limiters: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance_handlers")
+
+
+class HandlerChain:
+    """The exempt handlers of a guard, in their order.
+
+    Args:
+        handlers: One, several or none.
+        timeout: Seconds that each may take.
+
+    Raises:
+        TypeError: If one is not callable, or not with one argument.
+        ValueError: If the timeout is not a positive number of seconds.
+
+    """
+
+    def __init__(self, handlers: ExemptHandlers, timeout: float) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"handler_timeout must be seconds, not {timeout!r}")
+        if not math.isfinite(timeout) or timeout <= 0:
+            raise ValueError(f"handler_timeout must be positive, not {timeout!r}")
+        if handlers is None:
+            listed: Sequence[ExemptHandler | Depends] = ()
+        elif isinstance(handlers, Depends) or callable(handlers):
+            listed = (handlers,)
+        elif isinstance(handlers, str | bytes):
+            raise TypeError(f"exempt_handler must be callable, not {handlers!r}")
+        else:
+            listed = tuple(handlers)
+        self._handlers = [_Handler(handler, timeout) for handler in listed]
+
+    def __bool__(self) -> bool:
+        return bool(self._handlers)
+
+    async def exempts(self, connection: HTTPConnection) -> bool:
+        """Tell whether a handler says ``True``; the others are not asked then."""
+        for handler in self._handlers:
+            if await handler.exempts(connection):
+                return True
+        return False
+
+
+class _Call(Protocol):
+    async def __call__(self, connection: HTTPConnection) -> object: ...
+
+
+class _Handler:
+    def __init__(self, handler: ExemptHandler | Depends, timeout: float) -> None:
+        self._timeout = timeout
+        self._failing = False
+        self._call: _Call
+        if isinstance(handler, Depends):
+            self._call = LazyDependency(handler)
+            self._name = _name_of(self._call.call)
+        else:
+            _check_signature(handler)
+            self._name = _name_of(handler)
+            self._call = _Direct(handler)
+
+    async def exempts(self, connection: HTTPConnection) -> bool:
+        try:
+            answer = await _within(self._timeout, self._call(connection))
+        except (HTTPException, InvalidParametersError):
+            # How a dependency says no to an anonymous client: not a failure.
+            self._note(None)
+            return False
+        except Exception as error:  # whatever it is, it does not exempt
+            self._note(error)
+            return False
+        if answer is not None and not isinstance(answer, bool):
+            kind = type(answer).__name__
+            self._note(TypeError(f"returned {kind}, not a bool; only True exempts"))
+            return False
+        self._note(None)
+        return answer is True
+
+    def _note(self, error: Exception | None) -> None:
+        failing = error is not None
+        if failing == self._failing:
+            return
+        self._failing = failing
+        if failing:
+            logger.error(
+                "exempt handler %s fails and exempts nobody", self._name, exc_info=error
+            )
+        else:
+            logger.info("exempt handler %s works again", self._name)
+
+
+class _Direct:
+    """Calls a plain handler; a sync one in a thread, with a limit of its own."""
+
+    def __init__(self, handler: ExemptHandler) -> None:
+        self._handler = handler
+        # Only where to call it is told from the function; whether to await is not.
+        self._async = _looks_async(handler)
+        self._running = threading.Semaphore(THREADS)
+
+    async def __call__(self, connection: HTTPConnection) -> object:
+        if self._async:
+            answer = self._handler(connection)
+        else:
+            answer = await anyio.to_thread.run_sync(
+                self._in_thread, connection, abandon_on_cancel=True, limiter=_limiter()
+            )
+        return await answer if inspect.isawaitable(answer) else answer
+
+    def _in_thread(self, connection: HTTPConnection) -> object:
+        # An abandoned thread gives its place in the limiter back but not its stack:
+        # without this, every request could leave one more hanging.
+        if not self._running.acquire(blocking=False):
+            raise TimeoutError(f"{THREADS} earlier calls are still running")
+        try:
+            return self._handler(connection)
+        finally:
+            self._running.release()
+
+
+async def _within(seconds: float, work: Awaitable[object]) -> object:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        with anyio.fail_after(seconds):
+            return await work
+    # A task of its own: a thread that a dependency waits for cannot be cancelled, and
+    # a scope in this task would wait for it with the client.
+    task = asyncio.ensure_future(work, loop=loop)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except BaseException:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        task.add_done_callback(_forget)
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return task.result()
+
+
+def _forget(task: "asyncio.Future[object]") -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    try:
+        return _limiters.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _limiters.set(limiter)
+        return limiter
+
+
+def _looks_async(handler: ExemptHandler) -> bool:
+    unwrapped = inspect.unwrap(handler)
+    while hasattr(unwrapped, "func"):
+        unwrapped = unwrapped.func
+    return inspect.iscoroutinefunction(unwrapped) or inspect.iscoroutinefunction(
+        getattr(unwrapped, "__call__", None)  # noqa: B004  # its kind is asked for
+    )
+
+
+def _check_signature(handler: object) -> None:
+    if not callable(handler):
+        raise TypeError(f"an exempt handler must be callable, not {handler!r}")
+    try:
+        signature = inspect.signature(handler)
+    except ValueError:
+        return  # A builtin without a signature.
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise TypeError(
+            f"an exempt handler takes one argument, the connection: {handler!r} has"
+            f" {signature}; wrap one with dependencies in Depends(...)"
+        ) from None
+
+
+def _name_of(handler: object) -> str:
+    return getattr(handler, "__qualname__", None) or type(handler).__qualname__

@@ -1,0 +1,94 @@
+"""The answer to a refused client: the error, its headers, its OpenAPI form."""
+
+from typing import Any, Final, NoReturn
+
+from fastapi import HTTPException
+from fastapi.exceptions import WebSocketException
+
+from ._fastapi import Scope
+from .state import MaintenanceState
+
+DEFAULT_DETAIL: Final = "Service temporarily unavailable due to maintenance"
+
+_DENIAL: Final = "websocket.http.response"
+_TRY_AGAIN_LATER: Final = 1013
+
+
+class MaintenanceError(HTTPException):
+    """The service, or this part of it, is under maintenance.
+
+    An ordinary ``HTTPException`` with status 503, so that an application's own
+    handlers, error schema, CORS headers and telemetry apply. One object for each
+    refusal: a shared one would grow a traceback with every request.
+
+    Args:
+        detail: What the client reads; one line.
+        retry_after: Seconds for the ``Retry-After`` header (RFC 9110, 10.2.3).
+        state: The state that refused.
+
+    Attributes:
+        state: The state that refused.
+        retry_after: Whole seconds, from 1 to 86400.
+
+    """
+
+    def __init__(
+        self,
+        detail: str = DEFAULT_DETAIL,
+        *,
+        retry_after: int = 60,
+        state: MaintenanceState | None = None,
+    ) -> None:
+        self.state = MaintenanceState(active=True) if state is None else state
+        self.retry_after = retry_after
+        super().__init__(
+            status_code=503,
+            detail=detail,
+            headers={
+                "Retry-After": f"{retry_after:d}",
+                # RFC 9111 section 5.2.2.5: caches that keep errors must not keep it.
+                "Cache-Control": "no-store",
+            },
+        )
+
+
+def refuse(scope: Scope, error: MaintenanceError) -> NoReturn:
+    """Raise what denies a connection best.
+
+    Raises:
+        MaintenanceError: For HTTP, and for WebSockets where the server can answer a
+            handshake with an HTTP response.
+        WebSocketException: Elsewhere, with code 1013: a response that the server does
+            not know would leave the handshake hanging.
+
+    """
+    if scope["type"] == "websocket" and _DENIAL not in (scope.get("extensions") or {}):
+        raise WebSocketException(code=_TRY_AGAIN_LATER, reason="maintenance")
+    raise error
+
+
+def openapi_responses(detail: str) -> dict[int | str, dict[str, Any]]:
+    """Return what documents the 503, for ``FastAPI(responses=...)``.
+
+    The type is the one of FastAPI's own ``responses`` parameter.
+    """
+    schema = {
+        "type": "object",
+        "title": "MaintenanceResponse",
+        "required": ["detail"],
+        "properties": {"detail": {"type": "string", "title": "Detail"}},
+    }
+    return {
+        503: {
+            "description": "Under maintenance; try again later",
+            "headers": {
+                "Retry-After": {
+                    "description": "Seconds after which to try again",
+                    "schema": {"type": "integer", "minimum": 1, "maximum": 86400},
+                }
+            },
+            "content": {
+                "application/json": {"schema": schema, "example": {"detail": detail}}
+            },
+        }
+    }

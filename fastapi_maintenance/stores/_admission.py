@@ -1,0 +1,88 @@
+"""One counted piece of work, for as long as anything works for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ..state import MaintenanceState
+
+if TYPE_CHECKING:
+    from ._worker import Worker
+
+_holding: ContextVar[Admission | None] = ContextVar("fastapi_maintenance", default=None)
+
+
+class Admission:
+    """One counted piece of work: in flight until it ends, and its threads too.
+
+    It is a context manager and goes on a request's exit stack. It is also the
+    value of a context variable, which every thread that works for the request
+    has in its copy of the context: when the request is cancelled, the last of
+    those copies to die gives the count back.
+    """
+
+    __slots__ = ("__weakref__", "_token", "number", "outer", "state", "worker")
+
+    def __init__(self, worker: Worker, number: int, state: MaintenanceState) -> None:
+        self.worker = worker
+        self.number = number
+        self.state = state
+        self.outer: Admission | None = None
+        self._token: Token[Admission | None] | None = None
+
+    def __enter__(self) -> Admission:
+        self.outer = _holding.get()
+        self._token = _holding.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            # Another task may close the stack: its context never held this.
+            with contextlib.suppress(ValueError):
+                _holding.reset(token)
+        if error is None or not _was_cancelled(error):
+            self.release()
+
+    def release(self) -> None:
+        """Give the count back. Later calls do nothing."""
+        number, self.number = self.number, 0
+        if number:
+            self.worker.release(number)
+
+    def __del__(self) -> None:
+        # The collector may run this anywhere, inside the worker's lock too.
+        if self.number:
+            self.worker.release_later(self.number)
+
+
+def held() -> Iterator[Admission]:
+    """Yield the admissions that the calling work runs under, the innermost first."""
+    admission = _holding.get()
+    while admission is not None:
+        if admission.number:
+            yield admission
+        admission = admission.outer
+
+
+def _was_cancelled(error: BaseException) -> bool:
+    # Told from the class alone: asyncio's and trio's cancellations, and an
+    # interpreter that is going down, are no Exceptions. A timeout that a dependency
+    # made of one carries it as its cause or context.
+    chain: BaseException | None = error
+    for _ in range(20):
+        if chain is None:
+            return False
+        if not isinstance(chain, Exception):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False

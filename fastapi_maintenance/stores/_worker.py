@@ -1,0 +1,313 @@
+"""One process as a store sees it: counting, generations, cancellation, fork."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import Final, Protocol
+
+from ..state import MaintenanceState
+from ._admission import Admission, held
+
+logger = logging.getLogger("fastapi_maintenance")
+
+Listener = Callable[[MaintenanceState], object]
+
+_numbers: Final = count(1)
+_everyone: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+class Link(Protocol):
+    """What an engine adds to the counting of a worker.
+
+    Every method but ``join`` and ``leave`` is called with the worker's lock held
+    and must not wait for a network.
+    """
+
+    def join(self, patience: float) -> MaintenanceState:
+        """Make a row that holds the worker's counts, *then* read the state."""
+        ...
+
+    def leave(self) -> None:
+        """Remove the row."""
+        ...
+
+    def count(self, current: int, old: int) -> None:
+        """Make the counts visible to coordinators."""
+        ...
+
+    def news(self) -> MaintenanceState | None:
+        """Return the state if it is newer than the one adopted, else None."""
+        ...
+
+    def adopted(self, epoch: int) -> None:
+        """Make visible that an epoch was adopted; the counts were, before."""
+        ...
+
+    def forked(self) -> None:
+        """Let go of what belongs to the parent; in the child, after a fork."""
+        ...
+
+    def stand_aside(self, why: str) -> None:
+        """Be seen as a worker that cannot be counted."""
+        ...
+
+
+class Worker:
+    """What one store and name see of this process.
+
+    Args:
+        link: What the engine does.
+        title: The switch and its place, for the log.
+
+    One lock makes counting and reading the epoch a single step. ``current`` and
+    ``old`` hold what is in flight, the oldest first.
+
+    """
+
+    def __init__(self, link: Link, title: str) -> None:
+        self.link = link
+        self.title = title
+        self.id = ""
+        self.joined = False
+        self.state = MaintenanceState()
+        self.current: dict[int, tuple[str, float]] = {}
+        self.old: dict[int, tuple[str, float]] = {}
+        self._users = 0
+        self._failed: tuple[float, Exception] | None = None
+        self._lock = threading.Lock()
+        self._joining = threading.Lock()
+        self._aside = False
+        self._late: deque[int] = deque()
+        self._listeners: list[Listener] = []
+        self._news: deque[MaintenanceState] = deque()
+        _renew(self)
+        _everyone.add(self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a decision may be taken without asking the store first."""
+        return self.joined
+
+    def join(self, patience: float = 2.0) -> None:
+        """Join the store if this process has not; before anything is admitted.
+
+        Args:
+            patience: Seconds to wait for a store that does not answer.
+
+        Raises:
+            StoreError: If the store cannot be reached. Callers that waited for
+                the same attempt get the same answer, at once.
+
+        """
+        asked = time.monotonic()
+        with self._joining:
+            if self.joined:
+                return
+            if self._failed is not None and self._failed[0] > asked:
+                raise self._failed[1]
+            try:
+                state = self.link.join(patience)
+            except Exception as error:
+                self._failed = (time.monotonic(), error)
+                raise
+            with self._lock:
+                self.state = state
+                self.joined = True
+                self.link.adopted(state.epoch)
+                if state.active:
+                    self._news.append(state)
+        self._tell()
+
+    def enter(self, patience: float = 10.0) -> None:
+        """Join on behalf of one more user of this worker."""
+        self.join(patience)
+        with self._joining:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Leave the store when its last user does and nothing is in flight.
+
+        A row with work in flight stays: the process has not finished, and its
+        end is proof enough later.
+        """
+        with self._joining:
+            self._users = max(0, self._users - 1)
+            if self._users or not self.joined:
+                return
+            with self._lock:
+                self._sweep()
+                if self.current or self.old:
+                    return
+                self.joined = False
+            self.link.leave()
+
+    def admit(self, label: str) -> Admission:
+        """Count one request, then read the state, in one step.
+
+        Returns:
+            The admission; its ``state`` is the one to decide by. Give it back
+            with ``release`` when the request is refused.
+
+        """
+        number = next(_numbers)
+        with self._lock:
+            self.current[number] = (label, time.monotonic())
+            self.link.count(len(self.current), len(self.old))
+            news = self.link.news()
+            if news is not None:
+                self._adopt(news, entering=number)
+            state = self.state
+        if news is not None:
+            self._tell()
+        return Admission(self, number, state)
+
+    def recheck(self, admission: Admission) -> bool:
+        """Count an admission under the present epoch, if that has moved.
+
+        For a decision that had to wait: what it was taken by may be over.
+
+        Returns:
+            Whether ``admission.state`` has changed and is to be decided by again.
+
+        """
+        with self._lock:
+            news = self.link.news()
+            if news is not None:
+                self._adopt(news)
+            moved = admission.state is not self.state
+            entry = self.old.pop(admission.number, None) if moved else None
+            if entry is not None:
+                self.current[admission.number] = entry
+                self.link.count(len(self.current), len(self.old))
+            admission.state = self.state
+        self._tell()
+        return moved
+
+    def release(self, number: int) -> None:
+        """Take one piece of work out of the counts."""
+        with self._lock:
+            if self.current.pop(number, None) is None and (
+                self.old.pop(number, None) is None
+            ):
+                return
+            if self._late:
+                self._sweep()
+            self.link.count(len(self.current), len(self.old))
+
+    def release_later(self, number: int) -> None:
+        """Release from a place that may hold the lock already."""
+        self._late.append(number)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def refresh(self) -> None:
+        """Adopt what is new; for keepers, and before the state is shown."""
+        with self._lock:
+            self._settle()
+            news = self.link.news() if self.joined else None
+            if news is not None:
+                self._adopt(news)
+        self._tell()
+
+    def counts(self) -> tuple[int, int, tuple[str, float] | None]:
+        """Return current and old counts, and route and start of the oldest."""
+        with self._lock:
+            self._settle()
+            oldest = next(iter(self.old.values() or self.current.values()), None)
+            return len(self.current), len(self.old), oldest
+
+    def own(self) -> int:
+        """Return how many of this worker's counts the calling work holds."""
+        return sum(1 for admission in held() if admission.worker is self)
+
+    def stand_aside(self, why: str) -> None:
+        """Say once, to coordinators and the log, that this worker is not counted."""
+        if not self._aside:
+            self._aside = True
+            with self._lock:
+                self.link.stand_aside(why)
+
+    def listen(self, listener: Listener) -> None:
+        """Call a function once for each change that this worker adopts."""
+        self._listeners.append(listener)
+
+    def _adopt(self, state: MaintenanceState, entering: int = 0) -> None:
+        # The entering request is decided under the new epoch. It stays counted
+        # all the while: a gap of a microsecond would be a drain that lies.
+        entry = self.current.pop(entering, None)
+        self.old.update(self.current)
+        self.current.clear()
+        if entry is not None:
+            self.current[entering] = entry
+        self.link.count(len(self.current), len(self.old))
+        self.link.adopted(state.epoch)
+        # A fence publishes the same state again: no change worth telling.
+        if state.but(epoch=0) != self.state.but(epoch=0):
+            self._news.append(state)
+        self.state = state
+
+    def _settle(self) -> None:
+        if self._late:
+            self._sweep()
+            self.link.count(len(self.current), len(self.old))
+
+    def _sweep(self) -> None:
+        while self._late:
+            number = self._late.popleft()
+            self.current.pop(number, None)
+            self.old.pop(number, None)
+
+    def _tell(self) -> None:
+        while self._news:
+            try:
+                state = self._news.popleft()
+            except IndexError:
+                return
+            logger.info(
+                "maintenance is %s: %s, epoch %d, by %s%s",
+                "on" if state.active else "off",
+                self.title,
+                state.epoch,
+                state.actor or "somebody",
+                f": {state.message}" if state.message else "",
+            )
+            for listener in tuple(self._listeners):
+                try:
+                    listener(state)
+                except Exception:
+                    logger.exception("on_change failed for epoch %d", state.epoch)
+
+    def _forked(self) -> None:
+        # The child has none of the parent's requests, threads or locks.
+        self._lock = threading.Lock()
+        self._joining = threading.Lock()
+        self.current.clear()
+        self.old.clear()
+        self._late.clear()
+        self._users = 0
+        self.joined = False
+        _renew(self)
+        self.link.forked()
+
+
+def _renew(worker: Worker) -> None:
+    worker.id = f"{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def _after_fork() -> None:
+    for worker in list(_everyone):
+        worker._forked()  # this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,54 @@
+"""The state from an environment variable: set when the process starts."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NoReturn
+
+from . import Change, StoreReadOnlyError
+from .memory import MemoryStore
+
+_WORDS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+class EnvStore(MemoryStore):
+    """Reads a variable once, at construction; it can never be set at run time.
+
+    Args:
+        variable: Its name. Unset means off.
+
+    Raises:
+        ValueError: If its value is not one of ``1 true yes on`` or ``0 false no
+            off``, in any case: a misspelt word must not open a service.
+
+    """
+
+    def __init__(self, variable: str = "FASTAPI_MAINTENANCE_MODE") -> None:
+        if not variable or "=" in variable or "\0" in variable:
+            raise ValueError(f"not a name of an environment variable: {variable!r}")
+        value = os.environ.get(variable)
+        word = "off" if value is None else value.strip().casefold()
+        if word not in _WORDS:
+            raise ValueError(
+                f"{variable} is {value!r}; set it to one of {', '.join(_WORDS)}, or"
+                " unset it for off"
+            )
+        super().__init__(active=_WORDS[word])
+        self.variable = variable
+        self.location = f"environment variable {variable}"
+
+    async def publish(self, name: str, change: Change) -> NoReturn:
+        """Refuse: what is set at start stays.
+
+        Raises:
+            StoreReadOnlyError: Always; a ``StoreError``.
+
+        """
+        raise StoreReadOnlyError(
+            f"maintenance is set by the environment variable {self.variable} when the"
+            " service starts; change it there and restart, or use a file: or redis:"
+            " store"
+        )

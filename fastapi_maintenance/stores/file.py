@@ -1,0 +1,202 @@
+"""The state in a directory: every worker of one machine, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from ..fence import Roster
+from ..state import VERSION, MaintenanceState, StateFormatError, next_epoch
+from . import DEFAULT_PATH, Change, StoreError
+from ._disk import (
+    UntrustedFileError,
+    read_small,
+    write_atomic,
+)
+from ._keeper import FileWorker
+from ._member import FileLink
+from ._registry import worker_at
+from ._rundir import RunDirectory
+
+_LOCK: Final = "writer.lock"
+
+
+class FileStore:
+    """Keeps each switch in ``<path>/<name>.json``; the default store.
+
+    Nothing is touched before the first use, and an unusable directory never
+    takes a service down: its workers read what they can and say so in the log.
+
+    Args:
+        path: The directory. A relative one is taken from the present directory.
+        run_dir: Where workers keep their rows, ``run`` inside ``path`` by default.
+            A directory on ``tmpfs`` that survives no reboot is a good one.
+
+    """
+
+    pause = 0.02
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = DEFAULT_PATH,
+        *,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not os.fspath(path):
+            raise ValueError("path must name a directory, not ''")
+        # Later changes of the working directory must not move the switch.
+        self.path = Path(os.path.abspath(path))
+        self.run_dir = Path(os.path.abspath(run_dir or self.path / "run"))
+        self.run = RunDirectory(self.path, self.run_dir)
+
+    def __repr__(self) -> str:
+        return f"FileStore({str(self.path)!r})"
+
+    @property
+    def location(self) -> str:
+        """The absolute path of the directory."""
+        return str(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the directory is there."""
+        return self.path.is_dir()
+
+    def worker(self, name: str) -> FileWorker:
+        """Return this process's one worker for a switch in this directory."""
+        place = f"file:{self.path}?{self.run_dir}"
+        title = f"{name!r} in {self.path}"
+        return worker_at(
+            FileWorker, place, name, lambda: FileWorker(FileLink(self, name), title)
+        )
+
+    def peek(self, name: str) -> MaintenanceState:
+        """Read the state file.
+
+        Raises:
+            StoreError: If it cannot be read or is no state.
+
+        """
+        path = self.run.state_path(name)
+        try:
+            found = read_small(path)
+            return MaintenanceState.from_json(found[0]) if found else MaintenanceState()
+        except (OSError, StateFormatError) as error:
+            raise StoreError(
+                f"cannot read {path}: {_why(error)}; mend it, or write it anew with"
+                " `fastapi-maintenance on` or `off`"
+            ) from error
+
+    async def read(self, name: str) -> MaintenanceState:
+        """Read the state file; off when there is none.
+
+        Raises:
+            StoreError: If it cannot be read or is no state.
+
+        """
+        return await anyio.to_thread.run_sync(self.peek, name)
+
+    async def publish(self, name: str, change: Change) -> MaintenanceState:
+        """Replace the state file atomically, then raise the epoch.
+
+        Raises:
+            StoreError: If it cannot be written; the old state then stands.
+
+        """
+        return await anyio.to_thread.run_sync(self._publish, name, change)
+
+    async def roster(self, name: str) -> Roster:
+        """Read every worker's row; remove those that are proven dead.
+
+        Raises:
+            StoreError: If the rows cannot be read, as by another user.
+
+        """
+        return await anyio.to_thread.run_sync(self._roster, name)
+
+    async def forget(self, name: str, workers: Iterable[str]) -> None:
+        """Remove rows that a person knows to be gone for good."""
+        for worker in workers:
+            with self._failing("cannot forget a worker"):
+                self.run.forget(name, worker)
+
+    async def vouch(self, name: str) -> None:
+        """Take the present rows as complete, on a person's word."""
+        with self._failing("cannot complete the roster"), self.run.writing():
+            epoch = self.run.open_epoch(name)
+            epoch.set_whole(True)
+            epoch.close()
+
+    def _publish(self, name: str, change: Change) -> MaintenanceState:
+        with self._failing("cannot set maintenance"):
+            uncountable = self.run.prepare()
+            with self.run.writing():
+                before = self._present(name)
+                epoch = None if uncountable else self.run.open_epoch(name, before.epoch)
+                known = int.from_bytes(epoch.read(), "little") if epoch else 0
+                state = change(before).but(epoch=next_epoch(before.epoch, known))
+                content = state.to_json().encode()
+                write_atomic(self.run.state_path(name), content, 0o644)
+                if epoch is not None:
+                    epoch.publish(state.epoch)
+                    epoch.close()
+        worker = self.worker(name)
+        if worker.joined:
+            worker.refresh()
+        return state
+
+    def restore(self, name: str, state: MaintenanceState) -> None:
+        """Write a state back into a directory that was made anew without one.
+
+        Raises:
+            OSError: If it cannot be written.
+
+        """
+        with self.run.writing():
+            if state.epoch and not os.path.lexists(self.run.state_path(name)):
+                content = state.to_json().encode()
+                write_atomic(self.run.state_path(name), content, 0o644)
+                epoch = self.run.open_epoch(name, state.epoch)
+                epoch.publish(max(state.epoch, int.from_bytes(epoch.read(), "little")))
+                epoch.close()
+
+    def _present(self, name: str) -> MaintenanceState:
+        try:
+            found = read_small(self.run.state_path(name))
+            state = (
+                MaintenanceState.from_json(found[0]) if found else MaintenanceState()
+            )
+        except (UntrustedFileError, StateFormatError):
+            # What cannot be understood is closed; publishing mends it.
+            return MaintenanceState(active=True)
+        if state.version != VERSION:
+            raise StoreError(
+                f"{self.run.state_path(name)} was written by a newer release (version"
+                f" {state.version}); upgrade fastapi-maintenance-guard here"
+            )
+        return state
+
+    def _roster(self, name: str) -> Roster:
+        with self._failing("cannot read the workers"):
+            return self.run.roster(name)
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{what} in {self.path}: {_why(error)}; run as the directory's owner"
+                " or root, or choose another place with --store file:PATH"
+            ) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror.lower()} ({error.filename})"
+    return str(error)
