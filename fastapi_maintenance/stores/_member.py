@@ -73,9 +73,10 @@ class FileLink:
 
     def count(self, current: int, old: int) -> None:
         self.counts = (current, old)
-        if self._slot is not None:
+        slot = self._slot
+        if slot is not None:
             try:
-                self._slot.count(current, old)
+                slot.count(current, old)
             except OSError as error:
                 # A count that cannot be written must not look like none: from
                 # here on a drain answers *unknown*.

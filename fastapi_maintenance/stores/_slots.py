@@ -123,7 +123,7 @@ class Slot:
             give_to_owner_of(path.parent, self.descriptor)
             content = bytearray(_SLOT_SIZE)
             content[_SEEN : _SEEN + WORD] = word(seen)
-            content[_COUNTS : _COUNTS + WORD] = word(_packed(current, old))
+            content[_COUNTS : _COUNTS + WORD] = word(old << _HALF | current)
             content[_MAGIC : _MAGIC + WORD] = _SLOT_MAGIC
             content[_GENERATION : _GENERATION + 16] = bytes.fromhex(generation)
             text = json.dumps(asdict(identity)).encode()
@@ -139,7 +139,10 @@ class Slot:
 
     def count(self, current: int, old: int) -> None:
         """Store both counts in one word, so that no reader sees one moved alone."""
-        os.pwrite(self.descriptor, word(_packed(current, old)), _COUNTS)
+        # Twice for every request: spelt out, as a call costs as much as it says.
+        os.pwrite(
+            self.descriptor, (old << _HALF | current).to_bytes(WORD, "little"), _COUNTS
+        )
 
     def seen(self, epoch: int) -> None:
         """Store the adopted epoch; the counts were stored before."""
@@ -261,10 +264,6 @@ def _oldest(rest: bytes, *, same_clock: bool) -> tuple[str | None, float | None]
         return None, None
     # The monotonic clock is the machine's, so ages hold across processes.
     return route, max(0.0, time.monotonic() - started) if same_clock else None
-
-
-def _packed(current: int, old: int) -> int:
-    return min(old, _MOST) << _HALF | min(current, _MOST)
 
 
 def _same_file(path: Path, descriptor: int) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from time import monotonic
 from typing import Final, Protocol
 
 from ..state import MaintenanceState
@@ -79,6 +79,9 @@ class Worker:
         self.state = MaintenanceState()
         self.current: dict[int, tuple[str, float]] = {}
         self.old: dict[int, tuple[str, float]] = {}
+        # Looked up once: every request calls both.
+        self._count = link.count
+        self._newest = link.news
         self._users = 0
         self._failed: tuple[float, Exception] | None = None
         self._lock = threading.Lock()
@@ -106,7 +109,7 @@ class Worker:
                 the same attempt get the same answer, at once.
 
         """
-        asked = time.monotonic()
+        asked = monotonic()
         with self._joining:
             if self.joined:
                 return
@@ -115,7 +118,7 @@ class Worker:
             try:
                 state = self.link.join(patience)
             except Exception as error:
-                self._failed = (time.monotonic(), error)
+                self._failed = (monotonic(), error)
                 raise
             with self._lock:
                 self.state = state
@@ -158,9 +161,9 @@ class Worker:
         """
         number = next(_numbers)
         with self._lock:
-            self.current[number] = (label, time.monotonic())
-            self.link.count(len(self.current), len(self.old))
-            news = self.link.news()
+            self.current[number] = (label, monotonic())
+            self._count(len(self.current), len(self.old))
+            news = self._newest()
             if news is not None:
                 self._adopt(news, entering=number)
             state = self.state
@@ -199,7 +202,7 @@ class Worker:
                 return
             if self._late:
                 self._sweep()
-            self.link.count(len(self.current), len(self.old))
+            self._count(len(self.current), len(self.old))
 
     def release_later(self, number: int) -> None:
         """Release from a place that may hold the lock already."""

@@ -1,0 +1,129 @@
+"""What the guard adds to a request, as ratios within one run.
+
+Run ``python benchmarks/guard.py``. Applications are called in process, as ASGI, so that
+no server and no socket is measured. Each round times every application once, in turn,
+and each keeps its best round: noise only ever adds.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from starlette.requests import HTTPConnection
+
+from fastapi_maintenance import FileStore, MaintenanceGuard, MemoryStore
+from fastapi_maintenance import maintenance_exempt as exempt
+
+Receive = dict[str, Any]
+
+
+async def empty(connection: HTTPConnection) -> None:
+    """Stand for the least that a dependency can cost."""
+
+
+def application(*dependencies: object, marked: bool = False) -> FastAPI:
+    """Return an application with one trivial route."""
+    app = FastAPI(dependencies=[Depends(call) for call in dependencies])  # type: ignore[arg-type]  # callables
+
+    async def route() -> dict[str, int]:
+        return {"ok": 1}
+
+    app.get("/items")(exempt(route) if marked else route)
+    return app
+
+
+async def call(app: Callable[..., Any]) -> int:
+    """Send one request; return the status."""
+    statuses: list[int] = []
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "path": "/items",
+        "raw_path": b"/items",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"host", b"shop.example")],
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 8000),
+    }
+
+    async def receive() -> Receive:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Receive) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+async def measure(rounds: int, requests: int) -> dict[str, float]:
+    """Return microseconds per request for each application."""
+    with tempfile.TemporaryDirectory() as directory:
+        memory, file = MemoryStore(), FileStore(Path(directory) / "state")
+        on = MemoryStore(active=True)
+        guards = {
+            "memory": MaintenanceGuard(memory),
+            "file": MaintenanceGuard(file),
+            "on": MaintenanceGuard(on),
+            "let in": MaintenanceGuard(on, exempt_handler=let_in),
+        }
+        cases = {
+            "no dependency": (application(), 200),
+            "empty async dependency": (application(empty), 200),
+            "guard off, memory store": (application(guards["memory"]), 200),
+            "guard off, file store": (application(guards["file"]), 200),
+            "guard on, refusing": (application(guards["on"]), 503),
+            "guard on, exempt by marker": (application(guards["on"], marked=True), 200),
+            "guard on, exempt by handler": (application(guards["let in"]), 200),
+        }
+        best = dict.fromkeys(cases, float("inf"))
+        for name, (app, status) in cases.items():
+            if await call(app) != status:
+                sys.exit(f"{name}: not {status}")
+        for _ in range(rounds):
+            for name, (app, _status) in cases.items():
+                start = time.perf_counter()
+                for _ in range(requests):
+                    await call(app)
+                spent = (time.perf_counter() - start) / requests * 1e6
+                best[name] = min(best[name], spent)
+        return best
+
+
+async def let_in(connection: HTTPConnection) -> bool:
+    """Exempt everyone."""
+    return True
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--requests", type=int, default=300)
+    options = parser.parse_args()
+    best = asyncio.run(measure(options.rounds, options.requests))
+    base = best["no dependency"]
+    unit = best["empty async dependency"] - base
+    off = best["guard off, memory store"]
+    print(f"{'':30}{'us/request':>12}{'added':>9}{'x empty dependency':>20}")
+    for name, spent in best.items():
+        added = spent - base
+        ratio = f"{added / unit:.2f}" if name != "no dependency" else ""
+        print(f"{name:30}{spent:12.1f}{added:9.1f}{ratio:>20}")
+    refusing = best["guard on, refusing"] / off
+    print(f"\nrefusing costs {refusing:.2f} of serving the same route with the guard off")
+
+
+if __name__ == "__main__":
+    main()
