@@ -26,8 +26,8 @@ def outer_stack(scope: Scope) -> AsyncExitStack | None:
     It closes after the response, the background tasks, the dependencies and the
     exception handlers. None where a release has no such stack.
     """
-    stack = scope.get("fastapi_middleware_astack")
-    return stack if isinstance(stack, AsyncExitStack) else None
+    stack: AsyncExitStack | None = scope.get("fastapi_middleware_astack")
+    return stack
 
 
 def effective_route(scope: Scope) -> object | None:

@@ -79,15 +79,14 @@ class Decision:
         worker = self.switch.worker
         if not worker.ready:
             await self._join(scope)
-        if stack is None:
-            worker.stand_aside("this FastAPI has no exit stack to count requests on")
         admission = worker.admit(coverage.label)
         if stack is None:
+            worker.stand_aside("this FastAPI has no exit stack to count requests on")
             admission.release()
         else:
             # At once, before anything is awaited: a request that is cancelled in
             # between must give its count back.
-            stack.enter_context(admission)
+            stack.push(admission.__enter__())
         if admission.state.active:
             await self._decide(connection, admission)
 
@@ -101,18 +100,23 @@ class Decision:
 
     def coverage(self, scope: Scope) -> Coverage:
         """Return what is true of the matched route, from a bounded cache."""
-        effective = effective_route(scope)
+        # By identity: neither routes nor FastAPI's own objects are hashable by it.
+        # An included route is shared, and told apart by its context.
+        route = scope.get("route")
+        own = scope.get("fastapi")
+        context = own.get("effective_route_context") if own else None
         endpoint = scope.get("endpoint")
-        key = (id(effective), id(endpoint))
+        key = (id(route), id(context), id(endpoint))
         known = self._coverage.get(key)
         if known is None:
+            effective = effective_route(scope)
             known = Coverage(
                 exempt=is_marked(endpoint, effective)
                 or is_documentation(scope, effective),
                 label=_label(scope, effective),
-                key=(effective, endpoint, scope.get("app")),
+                key=(route, context, endpoint),
             )
-            if effective is not None:
+            if route is not None or context is not None:
                 if len(self._coverage) >= _CACHED_ROUTES:
                     self._coverage.clear()
                 self._coverage[key] = known
