@@ -77,7 +77,7 @@ class Decision:
         if coverage.exempt:
             return
         worker = self.switch.worker
-        if not worker.ready:
+        if not worker.joined or self.switch.polled is not None:
             await self._join(scope)
         admission = worker.admit(coverage.label)
         if stack is None:
@@ -86,7 +86,7 @@ class Decision:
         else:
             # At once, before anything is awaited: a request that is cancelled in
             # between must give its count back.
-            stack.push(admission.__enter__())
+            stack.push(admission)
         if admission.state.active:
             await self._decide(connection, admission)
 
@@ -105,18 +105,19 @@ class Decision:
         route = scope.get("route")
         own = scope.get("fastapi")
         context = own.get("effective_route_context") if own else None
-        endpoint = scope.get("endpoint")
-        key = (id(route), id(context), id(endpoint))
-        known = self._coverage.get(key)
+        key = (id(route), id(context))
+        known = None if route is None else self._coverage.get(key)
         if known is None:
+            endpoint = scope.get("endpoint")
             effective = effective_route(scope)
             known = Coverage(
                 exempt=is_marked(endpoint, effective)
                 or is_documentation(scope, effective),
                 label=_label(scope, effective),
-                key=(route, context, endpoint),
+                key=(route, context),
             )
-            if route is not None or context is not None:
+            # A frontend has no route of its own, and is looked at each time.
+            if route is not None:
                 if len(self._coverage) >= _CACHED_ROUTES:
                     self._coverage.clear()
                 self._coverage[key] = known

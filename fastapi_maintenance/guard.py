@@ -290,13 +290,14 @@ class AdmittedWork:
 
     def __enter__(self) -> None:
         worker = self._decision.switch.worker
-        if not worker.ready:
+        if not worker.joined:
             worker.join()
         admission = worker.admit("work")
         if self._decision.switch.in_force(admission.state):
             admission.release()
+            admission.__exit__(None, None, None)
             raise self._decision.error(admission.state)
-        self._admission = admission.__enter__()
+        self._admission = admission
 
     def __exit__(
         self,
@@ -309,8 +310,7 @@ class AdmittedWork:
             admission.__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> None:
-        if not self._decision.switch.worker.ready:
-            await self._decision.switch.join()
+        await self._decision.switch.join()
         self.__enter__()
 
     async def __aexit__(

@@ -138,6 +138,7 @@ class Switch:
         self.source: FencedStore = (
             store if is_fenced(store) else PolledStore(store)  # type: ignore[assignment]  # is_fenced looked
         )
+        self.polled = self.source if isinstance(self.source, PolledStore) else None
         self.worker = self.source.worker(name)
         self.clock: Clock = utc_now
 
@@ -165,8 +166,8 @@ class Switch:
             StoreError: If this worker has never known a state and cannot now.
 
         """
-        if isinstance(self.source, PolledStore):
-            await self.source.refresh(self.name)
+        if self.polled is not None and not self.polled.worker(self.name).fresh:
+            await self.polled.refresh(self.name)
         if not self.worker.joined:
             await anyio.to_thread.run_sync(
                 self.worker.join, patience, limiter=_limiter(), abandon_on_cancel=True
@@ -180,10 +181,10 @@ class Switch:
             StoreError: If the store cannot be reached within 10 seconds.
 
         """
-        if isinstance(self.source, PolledStore):
+        if self.polled is not None:
             async with anyio.create_task_group() as group:
                 await self.join()
-                group.start_soon(self._poll, self.source)
+                group.start_soon(self._poll, self.polled)
                 yield
                 group.cancel_scope.cancel()
             return

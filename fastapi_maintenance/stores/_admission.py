@@ -18,10 +18,10 @@ _holding: ContextVar[Admission | None] = ContextVar("fastapi_maintenance", defau
 class Admission:
     """One counted piece of work: in flight until it ends, and its threads too.
 
-    It is a context manager and goes on a request's exit stack. It is also the
-    value of a context variable, which every thread that works for the request
-    has in its copy of the context: when the request is cancelled, the last of
-    those copies to die gives the count back.
+    It is a context manager and goes on a request's exit stack. From its making it
+    is also the value of a context variable, which every thread that works for the
+    request has in its copy of the context: when the request is cancelled, the last
+    of those copies to die gives the count back.
     """
 
     __slots__ = ("__weakref__", "_token", "number", "outer", "state", "worker")
@@ -30,12 +30,10 @@ class Admission:
         self.worker = worker
         self.number = number
         self.state = state
-        self.outer: Admission | None = None
-        self._token: Token[Admission | None] | None = None
+        self.outer: Admission | None = _holding.get()
+        self._token: Token[Admission | None] | None = _holding.set(self)
 
     def __enter__(self) -> Admission:
-        self.outer = _holding.get()
-        self._token = _holding.set(self)
         return self
 
     def __exit__(
@@ -52,11 +50,13 @@ class Admission:
             except ValueError:  # noqa: SIM105  # half the cost, on every request
                 # Another task closes the stack: its context never held this.
                 pass
-        if error is None or not _was_cancelled(error):
-            self.release()
+        number = self.number
+        if number and (error is None or not _was_cancelled(error)):
+            self.number = 0
+            self.worker.release(number)
 
     def release(self) -> None:
-        """Give the count back. Later calls do nothing."""
+        """Give the count back now. Leaving, too, then does no more than leave."""
         number = self.number
         if number:
             self.number = 0

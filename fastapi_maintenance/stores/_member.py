@@ -28,6 +28,8 @@ class FileLink:
     Without a usable directory it is *uncounted*: it reads the state file alone.
     """
 
+    immediate = True
+
     def __init__(self, store: FileStore, name: str) -> None:
         self._store = store
         self._name = name

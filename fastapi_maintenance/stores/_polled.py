@@ -111,6 +111,8 @@ class PolledStore:
 class PolledLink:
     """Remembers the last state that was read."""
 
+    immediate = False
+
     def __init__(self) -> None:
         self.known: MaintenanceState | None = None
         self._adopted: MaintenanceState | None = None
@@ -144,7 +146,7 @@ class PolledLink:
 
 
 class PolledWorker(Worker):
-    """A worker that is not ready when nobody has read the store lately."""
+    """A worker that knows when the store was read last."""
 
     link: PolledLink
 
@@ -154,6 +156,6 @@ class PolledWorker(Worker):
         super().__init__(link, title)
 
     @property
-    def ready(self) -> bool:
+    def fresh(self) -> bool:
         """Whether the store was read within the last interval."""
         return self.joined and time.monotonic() - self.checked <= INTERVAL

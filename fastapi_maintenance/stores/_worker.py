@@ -38,6 +38,15 @@ class Link(Protocol):
         """Remove the row."""
         ...
 
+    @property
+    def immediate(self) -> bool:
+        """Whether counts must be visible, and news looked for, at every admission.
+
+        Otherwise the engine calls ``refresh`` when there is news, and asks the worker
+        for its counts.
+        """
+        ...
+
     def count(self, current: int, old: int) -> None:
         """Make the counts visible to coordinators."""
         ...
@@ -79,9 +88,9 @@ class Worker:
         self.state = MaintenanceState()
         self.current: dict[int, tuple[str, float]] = {}
         self.old: dict[int, tuple[str, float]] = {}
-        # Looked up once: every request calls both.
-        self._count = link.count
-        self._newest = link.news
+        # Looked up once: every request calls both, where it must.
+        self._count = link.count if link.immediate else None
+        self._newest = link.news if link.immediate else None
         self._users = 0
         self._failed: tuple[float, Exception] | None = None
         self._lock = threading.Lock()
@@ -92,11 +101,6 @@ class Worker:
         self._news: deque[MaintenanceState] = deque()
         _renew(self)
         _everyone.add(self)
-
-    @property
-    def ready(self) -> bool:
-        """Whether a decision may be taken without asking the store first."""
-        return self.joined
 
     def join(self, patience: float = 2.0) -> None:
         """Join the store if this process has not; before anything is admitted.
@@ -162,8 +166,9 @@ class Worker:
         number = next(_numbers)
         with self._lock:
             self.current[number] = (label, monotonic())
-            self._count(len(self.current), len(self.old))
-            news = self._newest()
+            if self._count is not None:
+                self._count(len(self.current), len(self.old))
+            news = None if self._newest is None else self._newest()
             if news is not None:
                 self._adopt(news, entering=number)
             state = self.state
@@ -202,7 +207,8 @@ class Worker:
                 return
             if self._late:
                 self._sweep()
-            self._count(len(self.current), len(self.old))
+            if self._count is not None:
+                self._count(len(self.current), len(self.old))
 
     def release_later(self, number: int) -> None:
         """Release from a place that may hold the lock already."""

@@ -100,6 +100,9 @@ class MemoryStore:
 
 
 class _MemoryLink:
+    # Publishing refreshes the one worker before it returns.
+    immediate = False
+
     def __init__(self, store: MemoryStore, name: str) -> None:
         self._store = store
         self._name = name
