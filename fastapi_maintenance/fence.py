@@ -173,6 +173,11 @@ class Fence:
                 f"{len(missing)} worker(s) seen before have not come back since the"
                 " roster was made anew"
             )
+        if roster.uncounted:
+            return "unknown", (
+                "workers that cannot be counted use this store; their log names the"
+                " remedy"
+            )
         live = [row for row in rows if row.liveness != "dead"]
         if len(live) < self.workers:
             return "too_few", f"{len(live)} of {self.workers} worker(s) have joined"
@@ -181,11 +186,6 @@ class Fence:
             return "lost", (
                 "the list of workers was lost and nobody can tell whether it is"
                 " complete; repeat with --workers N, the number that must be there"
-            )
-        if roster.uncounted:
-            return "unknown", (
-                "workers that cannot be counted use this store; their log names the"
-                " remedy"
             )
         return "drained", ""
 
