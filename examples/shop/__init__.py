@@ -1,0 +1,1 @@
+"""A small shop: the application that the demonstration takes into maintenance."""
