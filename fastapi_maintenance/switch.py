@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-from .fence import DrainError, DrainReport
+from .fence import DrainError, DrainReport, Roster
 from .state import OPERATOR, MaintenanceState, check_aware, check_text, whole_seconds
 from .stores import FencedStore, Store, StoreError, check_name, is_fenced
 from .stores._polled import INTERVAL, PolledStore
@@ -36,6 +36,10 @@ _joiners: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance_joiners")
 
 class HeldError(StoreError):
     """Others hold maintenance on; opening would open it under them."""
+
+
+class _MovedOnError(Exception):
+    """Somebody has published since."""
 
 
 def utc_now() -> datetime:
@@ -121,6 +125,26 @@ class Order:
             bypass=kept if token is None else digest(token),
             extra=_durable(before),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fenced:
+    """What was published to be waited for, and what stood before it.
+
+    Attributes:
+        state: The published state.
+        before: The state that it replaced.
+        roster: The workers from before the publication.
+        own: Per worker, the counted requests that wait here themselves.
+        holder: The name under which it is held, if it is.
+
+    """
+
+    state: MaintenanceState
+    before: MaintenanceState
+    roster: Roster
+    own: Mapping[str, int]
+    holder: str | None
 
 
 class Switch:
@@ -256,17 +280,86 @@ class Switch:
             StoreError: If the store cannot be read or set.
 
         """
+        return await self.wait(await self.fence(plan, order), plan, look=look)
+
+    async def fence(
+        self, plan: Plan, order: Order | None = None, *, holder: str | None = None
+    ) -> Fenced:
+        """Publish a new epoch in the form that can be fenced.
+
+        Args:
+            plan: How long and for whom the wait will be.
+            order: What to publish; by default the present state once more.
+            holder: Hold it under this name, beside those who hold it already.
+
+        Raises:
+            FenceRefusedError: If the state to fence is off, planned or could open
+                by the clock; nothing has changed then.
+            StoreError: If the store cannot be read or set.
+
+        """
         own = {self.worker.id: self.worker.own()} if self.worker.joined else {}
-        before = await self.source.roster(self.name)
+        roster = await self.source.roster(self.name)
+        before = MaintenanceState()
 
         def change(present: MaintenanceState) -> MaintenanceState:
-            wanted = present if order is None else order.applied(present, self.clock())
-            return plan.fenced(wanted, self.clock())
+            nonlocal before
+            before, now = present, self.clock()
+            if order is None:
+                return plan.fenced(present, now)
+            if holder is None:
+                return plan.fenced(order.applied(present, now), now)
+            return plan.fenced(_joined(present, order, holder, now), now)
 
         state = await self.source.publish(self.name, change)
+        return Fenced(state=state, before=before, roster=roster, own=own, holder=holder)
+
+    async def wait(
+        self, fenced: Fenced, plan: Plan, *, look: Look | None = None
+    ) -> DrainReport:
+        """Wait until no request older than a fenced state is running.
+
+        Raises:
+            StoreError: If the workers cannot be read.
+
+        """
         return await wait_until_drained(
-            self.source, self.name, state, before, plan, own=own, look=look
+            self.source,
+            self.name,
+            fenced.state,
+            fenced.roster,
+            plan,
+            own=fenced.own,
+            holder=fenced.holder,
+            look=look,
         )
+
+    async def undo(self, fenced: Fenced) -> MaintenanceState | None:
+        """Put back what stood before, unless somebody has published since.
+
+        Returns:
+            The state that is published instead, or None where nothing was changed.
+
+        Raises:
+            StoreError: If the store cannot be set; the state stays on.
+
+        """
+
+        def change(present: MaintenanceState) -> MaintenanceState:
+            if present.epoch != fenced.state.epoch:
+                raise _MovedOnError
+            if fenced.before.active:
+                return fenced.before
+            return MaintenanceState(
+                since=self.clock(), actor=fenced.state.actor, extra=_durable(present)
+            )
+
+        try:
+            return await self.source.publish(self.name, change)
+        except _MovedOnError:
+            if fenced.holder is None:
+                return None
+            return await self.release(fenced.holder, stays=False)
 
     @asynccontextmanager
     async def maintenance(
@@ -288,21 +381,11 @@ class Switch:
 
         """
         order = Order(message=message, until=until, actor=actor)
-        holder = f"{actor or default_actor()}#{secrets.token_hex(4)}"
-        own = {self.worker.id: self.worker.own()} if self.worker.joined else {}
-        before = await self.source.roster(self.name)
-
-        def hold(present: MaintenanceState) -> MaintenanceState:
-            return plan.fenced(
-                _joined(present, order, holder, self.clock()), self.clock()
-            )
-
-        state = await self.source.publish(self.name, hold)
+        holder = new_holder(actor)
+        fenced = await self.fence(plan, order, holder=holder)
         stays = True
         try:
-            report = await wait_until_drained(
-                self.source, self.name, state, before, plan, own=own, holder=holder
-            )
+            report = await self.wait(fenced, plan)
             if not report.drained:
                 raise DrainError(report)
             stays = stay_on_error
@@ -322,7 +405,7 @@ class Switch:
 
         def change(present: MaintenanceState) -> MaintenanceState:
             if holder not in present.holders:
-                return present  # Forced off, or replaced, meanwhile.
+                raise _MovedOnError  # Forced off, or replaced, meanwhile.
             left = tuple(other for other in present.holders if other != holder)
             if stays and OPERATOR not in left:
                 # What stays on is a person's to open, without force.
@@ -335,7 +418,11 @@ class Switch:
                 extra=_durable(present),
             )
 
-        return await self.source.publish(self.name, change)
+        try:
+            return await self.source.publish(self.name, change)
+        except _MovedOnError:
+            # Published again, it would end the waits of those who hold it now.
+            return await self.source.read(self.name)
 
 
 def digest(token: str) -> str:
@@ -359,6 +446,11 @@ def digest(token: str) -> str:
             " and backslashes; take secrets.token_urlsafe(32)"
         )
     return f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+def new_holder(actor: str | None = None) -> str:
+    """Return a name to hold maintenance on by, which no other holder has."""
+    return f"{actor or default_actor()}#{secrets.token_hex(4)}"
 
 
 def default_actor() -> str:
@@ -387,7 +479,12 @@ def _joined(
         holders=(*(present.holders or (OPERATOR,)), holder),
         message=asked.message or present.message,
         until=asked.until or present.until,
-        read_only=False,
+        retry_after=present.retry_after
+        if asked.retry_after is None
+        else asked.retry_after,
+        bypass=asked.bypass or present.bypass,
+        # The stricter of both: reads may disturb whoever did not ask for them.
+        read_only=present.read_only and asked.read_only,
     )
 
 
