@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -63,22 +64,40 @@ class Decision:
         self._coverage: dict[tuple[int, int], Coverage] = {}
         self._unreachable = False
 
-    async def take(
+    def take(
         self, connection: HTTPConnection, stack: AsyncExitStack | None
-    ) -> None:
+    ) -> Coroutine[Any, Any, None] | None:
         """Let a matched request run, counted on the stack, or refuse it.
 
-        Raises:
-            MaintenanceError: If it is refused; or ``WebSocketException``.
+        Nothing is awaited unless it must be: a coroutine more would be felt by every
+        request.
 
+        Returns:
+            None when that is all, else what is left to await.
+
+        Raises:
+            MaintenanceError: If it is refused; or ``WebSocketException``. What is left
+                to await raises them too.
         """
-        scope = connection.scope
-        coverage = self.coverage(scope)
+        coverage = self.coverage(connection.scope)
         if coverage.exempt:
-            return
+            return None
+        switch = self.switch
+        worker = switch.worker
+        if not worker.joined or switch.polled is not None:
+            return self._join(connection, stack, coverage)
+        return self._enter(connection, stack, coverage)
+
+    def _enter(
+        self,
+        connection: HTTPConnection,
+        stack: AsyncExitStack | None,
+        coverage: Coverage,
+    ) -> Coroutine[Any, Any, None] | None:
         worker = self.switch.worker
-        if not worker.joined or self.switch.polled is not None:
-            await self._join(scope)
+        if worker.state.active and not self._handlers:
+            # To refuse, nothing needs to be counted: no work will run.
+            self._refuse_at_once(connection.scope, worker.look())
         admission = worker.admit(coverage.label)
         if stack is None:
             worker.stand_aside("this FastAPI has no exit stack to count requests on")
@@ -88,7 +107,8 @@ class Decision:
             # between must give its count back.
             stack.push(admission)
         if admission.state.active:
-            await self._decide(connection, admission)
+            return self._decide(connection, admission)
+        return None
 
     def error(self, state: MaintenanceState) -> MaintenanceError:
         """Return a new error for a state."""
@@ -123,26 +143,29 @@ class Decision:
                 self._coverage[key] = known
         return known
 
-    async def _join(self, scope: Scope) -> None:
+    async def _join(
+        self,
+        connection: HTTPConnection,
+        stack: AsyncExitStack | None,
+        coverage: Coverage,
+    ) -> None:
         try:
             await self.switch.join()
         except StoreError as error:
             if not self._unreachable:
-                logger.error(
-                    "maintenance: refusing until the state is known: %s", error
-                )
+                logger.error("refusing until the state is known: %s", error)
             self._unreachable = True
             # A worker that could join and has not admits nothing.
-            refuse(scope, self.error(MaintenanceState(active=True)))
+            refuse(connection.scope, self.error(MaintenanceState(active=True)))
         self._unreachable = False
+        pending = self._enter(connection, stack, coverage)
+        if pending is not None:
+            await pending
 
     async def _decide(self, connection: HTTPConnection, admission: Admission) -> None:
-        scope = connection.scope
         while self.switch.in_force(admission.state):
             state = admission.state
-            if state.read_only and scope.get("method") in SAFE_METHODS:
-                return
-            if state.bypass is not None and _has_bypass(scope, state.bypass):
+            if _lets_in(state, connection.scope):
                 return
             exempt = bool(self._handlers) and await self._handlers.exempts(connection)
             if self._handlers and self.switch.worker.recheck(admission):
@@ -150,7 +173,18 @@ class Decision:
             if exempt:
                 return
             admission.release()
+            refuse(connection.scope, self.error(state))
+
+    def _refuse_at_once(self, scope: Scope, state: MaintenanceState) -> None:
+        if self.switch.in_force(state) and not _lets_in(state, scope):
             refuse(scope, self.error(state))
+
+
+def _lets_in(state: MaintenanceState, scope: Scope) -> bool:
+    """Tell whether the state itself makes an exception for a request."""
+    if state.read_only and scope.get("method") in SAFE_METHODS:
+        return True
+    return state.bypass is not None and _has_bypass(scope, state.bypass)
 
 
 def _has_bypass(scope: Scope, expected: str) -> bool:

@@ -108,7 +108,9 @@ class MaintenanceGuard:
 
         """
         scope = connection.scope
-        await self._decision.take(connection, outer_stack(scope))
+        pending = self._decision.take(connection, outer_stack(scope))
+        if pending is not None:
+            await pending
 
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:

@@ -135,6 +135,11 @@ class MaintenanceState:
             return False
         return not (self.auto_off and self.until is not None and self.until <= now)
 
+    @property
+    def timed(self) -> bool:
+        """Whether a clock has a say in it: a planned start, or an end that opens."""
+        return self.auto_off or (self.since is not None and not self.begun)
+
     def wait_seconds(self, now: datetime, default: int) -> int:
         """Return how long a refused client is asked to wait.
 

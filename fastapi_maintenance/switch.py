@@ -181,7 +181,9 @@ class Switch:
 
     def in_force(self, state: MaintenanceState) -> bool:
         """Tell whether a state refuses requests at this moment."""
-        return state.active and state.in_force(self.clock())
+        if not state.timed:
+            return state.active
+        return state.in_force(self.clock())
 
     async def join(self, patience: float = 2.0) -> None:
         """Be ready to decide: join the store, or read it again when it is overdue.

@@ -176,6 +176,12 @@ class Worker:
             self._tell()
         return Admission(self, number, state)
 
+    def look(self) -> MaintenanceState:
+        """Return the newest state without counting: enough to refuse by."""
+        if self._newest is not None:
+            self.refresh()
+        return self.state
+
     def recheck(self, admission: Admission) -> bool:
         """Count an admission under the present epoch, if that has moved.
 
