@@ -1,0 +1,90 @@
+"""Calls an application without a client, for scopes that no client would send."""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = MutableMapping[str, Any]  # as Starlette spells it
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[
+    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Send], Awaitable[None]
+]
+
+
+@dataclass
+class Answer:
+    """What an application sent."""
+
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """The status of the response, 0 without one."""
+        found = [m["status"] for m in self.messages if m["type"].endswith("start")]
+        return int(found[0]) if found else 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the response."""
+        (start,) = [m for m in self.messages if m["type"].endswith("response.start")]
+        return {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in start["headers"]
+        }
+
+
+async def call(
+    app: App,
+    path: str = "/",
+    *,
+    body: Iterable[Message] = ({"type": "http.request"},),
+    send: Send | None = None,
+    **scope: object,
+) -> Answer:
+    """Send one HTTP request; more keywords replace parts of the scope."""
+    answer = Answer()
+    waiting = iter(body)
+
+    async def receive() -> Message:
+        return next(waiting, {"type": "http.disconnect"})
+
+    async def collect(message: Message) -> None:
+        answer.messages.append(message)
+        if send is not None:
+            await send(message)
+
+    await app({**_HTTP, "path": path, "raw_path": None, **scope}, receive, collect)
+    return answer
+
+
+async def handshake(app: App, path: str = "/", **scope: object) -> Answer:
+    """Ask for a WebSocket and leave; more keywords replace parts of the scope."""
+    answer = Answer()
+    waiting = iter(({"type": "websocket.connect"},))
+
+    async def receive() -> Message:
+        return next(waiting, {"type": "websocket.disconnect", "code": 1001})
+
+    async def collect(message: Message) -> None:
+        answer.messages.append(message)
+
+    whole = {**_HTTP, "type": "websocket", "scheme": "ws", "subprotocols": []}
+    del whole["method"]
+    await app({**whole, "path": path, **scope}, receive, collect)
+    return answer
+
+
+_HTTP: dict[str, object] = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"shop.example")],
+    "client": ("192.0.2.1", 50000),
+    "server": ("shop.example", 80),
+    "extensions": {},
+    "state": {},
+}

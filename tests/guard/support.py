@@ -1,0 +1,73 @@
+"""What the tests of the guard share: a guard that is on, and what ran."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fastapi
+from fastapi import APIRouter, FastAPI, WebSocket
+
+from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
+
+RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
+
+FRONTENDS = RELEASE >= (0, 139)
+NO_FRONTENDS = "this FastAPI does not run dependencies for app.frontend()"
+
+
+class Ran(list[str]):
+    """What has run, in order; endpoints and dependencies append their names."""
+
+    async def endpoint(self) -> dict[str, str]:
+        """Answer a request."""
+        self.append("endpoint")
+        return {"status": "served"}
+
+    async def socket(self, websocket: WebSocket) -> None:
+        """Serve a WebSocket with one message."""
+        self.append("socket")
+        await websocket.accept()
+        await websocket.send_text("served")
+        await websocket.close()
+
+
+def closed(**options: object) -> MaintenanceGuard:
+    """Return a guard with maintenance on."""
+    return MaintenanceGuard(MemoryStore(active=True), **options)  # type: ignore[arg-type]  # the options of any test
+
+
+def opened(**options: object) -> MaintenanceGuard:
+    """Return a guard with maintenance off."""
+    return MaintenanceGuard(MemoryStore(), **options)  # type: ignore[arg-type]  # the options of any test
+
+
+def in_flight(guard: MaintenanceGuard) -> int:
+    """Return how many requests a guard counts."""
+    current, old, _ = guard._switch.worker.counts()
+    return current + old
+
+
+def built(folder: Path) -> Path:
+    """Write what a frontend build leaves behind."""
+    (folder / "index.html").write_text("<h1>shop</h1>")
+    (folder / "app.js").write_text("1")
+    return folder
+
+
+def both(router: FastAPI | APIRouter, ran: Ran, path: str = "") -> None:
+    """Add an HTTP route and a WebSocket."""
+    router.add_api_route(f"{path}/target", ran.endpoint)
+    router.add_api_websocket_route(f"{path}/socket", ran.socket)
+
+
+Build = Callable[[MaintenanceGuard, Ran], FastAPI]
+
+
+def publish(guard: MaintenanceGuard, **fields: object) -> MaintenanceState:
+    """Set the state of a guard on a memory store, from outside any loop."""
+    store = guard._switch.source
+    assert isinstance(store, MemoryStore)
+    state = MaintenanceState(**fields)  # type: ignore[arg-type]  # the fields of any test
+    before = store.peek(guard._switch.name)
+    state = state.but(epoch=before.epoch + 1)
+    store._states[guard._switch.name] = state
+    return state
