@@ -158,6 +158,7 @@ class Fence:
     _whole: bool = field(init=False, default=True)
     _blind: bool = field(init=False, default=False)
     _first: bool = field(init=False, default=True)
+    _generation: str = field(init=False, default="")
 
     def judge(self, roster: Roster) -> tuple[Outcome, str]:
         """Return what the fence would answer if it ended with this look."""
@@ -190,7 +191,11 @@ class Fence:
         return "drained", ""
 
     def _remember(self, roster: Roster) -> None:
-        if roster.generation != self.before.generation or not roster.whole:
+        # A store that had no roster at all, and has lost none, gets its first one.
+        began = self.before.generation or roster.generation
+        if self._first:
+            self._generation = began
+        if roster.generation != self._generation or not roster.whole:
             self._whole = False
         if self._first:
             # A roster that was lost before this coordinator saw it whole can

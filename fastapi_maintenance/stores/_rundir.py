@@ -80,18 +80,14 @@ class RunDirectory:
         path = self.run_dir / f"{name}.epoch"
         with contextlib.suppress(FileNotFoundError, ValueError):
             return EpochFile(path)
-        # The trace is kept beside the state, so that it outlives the run directory:
-        # the same boot had a roster already, whose workers may still be running.
-        trace = self.path / f"{name}.roster"
-        boot = ProcessIdentity.own().boot.encode()
-        with contextlib.suppress(OSError):
-            lost = lost or trace.read_bytes() in {boot, b""}
+        lost = lost or self._had_roster(name)
         with contextlib.suppress(OSError, StateFormatError):
             found = read_small(self.state_path(name))
             if found is not None:
                 floor = max(floor, MaintenanceState.from_json(found[0]).epoch)
         EpochFile.create(path, floor, whole=not lost)
-        write_atomic(trace, boot, 0o644)
+        boot = ProcessIdentity.own().boot.encode()
+        write_atomic(self._trace(name), boot, 0o644)
         return EpochFile(path)
 
     def state_path(self, name: str) -> Path:
@@ -106,7 +102,8 @@ class RunDirectory:
 
         """
         if not self.run_dir.is_dir() or not HAS_LOCKS:
-            return Roster(generation="", rows=(), epoch=0, whole=False)
+            whole = HAS_LOCKS and not self._had_roster(name)
+            return Roster(generation="", rows=(), epoch=0, whole=whole)
         observer = ProcessIdentity.own()
         with self.writing():
             epoch = self.open_epoch(name)
@@ -124,6 +121,18 @@ class RunDirectory:
             whole=whole,
             uncounted=uncounted or foreign,
         )
+
+    def _trace(self, name: str) -> Path:
+        # Kept beside the state, so that it outlives the run directory.
+        return self.path / f"{name}.roster"
+
+    def _had_roster(self, name: str) -> bool:
+        """Tell whether this boot had a roster, whose workers may still be running."""
+        try:
+            boot = self._trace(name).read_bytes()
+        except OSError:
+            return False
+        return boot in {ProcessIdentity.own().boot.encode(), b""}
 
     def _vanished(
         self, present: dict[str, ProcessIdentity], observer: ProcessIdentity
