@@ -6,7 +6,9 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final, NoReturn, TypeVar, overload
 
+from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute, Router
 
 from ._fastapi import (
     Scope,
@@ -57,14 +59,18 @@ class MaintenanceExempt:
         """
         if endpoint is None:
             return _Nothing()
-        if not callable(endpoint):
+        # Routers, routes and applications are callable, and nobody would look for a
+        # marker on them; a class would hand it on to its instances.
+        if not callable(endpoint) or isinstance(
+            endpoint, type | BaseRoute | Router | Starlette
+        ):
             raise TypeError(
                 f"@maintenance_exempt marks endpoints, not {endpoint!r}; give routers"
                 " dependencies=[Depends(maintenance_exempt)]"
             )
         try:
             setattr(endpoint, _MARK, self)
-        except AttributeError:
+        except (AttributeError, TypeError):
             raise TypeError(
                 f"@maintenance_exempt cannot mark {endpoint!r}; mark the function"
                 " itself, or use dependencies=[Depends(maintenance_exempt)] on its route"
