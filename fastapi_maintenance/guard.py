@@ -1,5 +1,6 @@
 """The guard: the dependency, and a façade over the switch and the decision."""
 
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from ._fastapi import outer_stack
 from .decision import Decision
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
+from .inventory import warn_of_mounts
 from .refusal import DEFAULT_DETAIL, openapi_responses
 from .state import MaintenanceState, check_text, whole_seconds
 from .stores import Store, describe, open_store
@@ -78,6 +80,11 @@ class MaintenanceGuard:
             )
         if on_change is not None and not callable(on_change):
             raise TypeError(f"on_change must be callable, not {on_change!r}")
+        if inspect.iscoroutinefunction(on_change):
+            raise TypeError(
+                "on_change must be a plain function: it is called in whichever thread"
+                f" noticed the change, and nothing awaits {on_change!r}"
+            )
         if not isinstance(detail, str):
             raise TypeError(f"detail must be a string, not {detail!r}")
         check_text(detail, "detail")
@@ -154,6 +161,7 @@ class MaintenanceGuard:
                 roll-out stops instead of replacing good workers by refusing ones.
 
         """
+        warn_of_mounts(app)
         async with self._switch.attached():
             yield
 
