@@ -15,6 +15,7 @@ from ._fastapi import (
     direct_dependencies,
     documentation_paths,
     effective_template,
+    serves,
 )
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
@@ -45,7 +46,7 @@ class MaintenanceExempt:
         self.__dict__["__call__"] = _asynchronous
 
     @overload
-    def __call__(self) -> Awaitable[None]: ...
+    def __call__(self, endpoint: None = None, /) -> Awaitable[None]: ...
 
     @overload
     def __call__(self, endpoint: Endpoint, /) -> Endpoint: ...
@@ -125,6 +126,7 @@ def is_documentation(scope: Scope, effective: object | None) -> bool:
         and set(methods or ()) <= {"GET", "HEAD"}
         and getattr(effective, "include_in_schema", True) is False
         and effective_template(effective) in documentation_paths(scope.get("app"))
+        and serves(scope.get("app"), scope.get("route"), effective)
     )
 
 
