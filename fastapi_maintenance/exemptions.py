@@ -114,19 +114,27 @@ def is_marked(endpoint: object, effective: object | None) -> bool:
 
 
 def is_documentation(scope: Scope, effective: object | None) -> bool:
-    """Tell whether a self-hosted documentation route was matched.
+    """Tell whether a self-hosted documentation route was matched."""
+    app = scope.get("app")
+    return (
+        scope["type"] == "http"
+        and documents(app, effective)
+        and serves(app, scope.get("route"), effective)
+    )
+
+
+def documents(app: object, effective: object | None) -> bool:
+    """Tell whether a route of an application looks like its documentation.
 
     The recipe of FastAPI's documentation, and nothing wider: a GET route that the
     schema does not list, at the very template of one of the documentation paths.
     """
     methods = getattr(effective, "methods", None)
     return (
-        scope["type"] == "http"
-        and bool(methods)
+        bool(methods)
         and set(methods or ()) <= {"GET", "HEAD"}
         and getattr(effective, "include_in_schema", True) is False
-        and effective_template(effective) in documentation_paths(scope.get("app"))
-        and serves(scope.get("app"), scope.get("route"), effective)
+        and effective_template(effective) in documentation_paths(app)
     )
 
 

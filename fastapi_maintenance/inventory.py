@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from ._fastapi import direct_dependencies
 from ._routing import Listed, layers, listed, router_of
 from .decision import Decision
-from .exemptions import is_documentation, is_marked
+from .exemptions import documents, is_marked
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -173,7 +173,7 @@ def _is_documentation(effective: object, place: _Place) -> bool:
     return (
         place.home
         and isinstance(place.app, FastAPI)
-        and is_documentation({"type": "http", "app": place.app}, effective)
+        and documents(place.app, effective)
     )
 
 
