@@ -6,10 +6,11 @@ exempt, a handler does not exempt, and a request is not counted, which a drain s
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Final
 
+import fastapi.routing
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.params import Depends
 from starlette.requests import HTTPConnection
@@ -18,6 +19,11 @@ Scope = MutableMapping[str, Any]  # Starlette's own spelling of an ASGI scope
 
 _INNER: Final = ("fastapi_inner_astack", "fastapi_function_astack")
 _MISSING: Final = object()
+
+# Public from 0.137.2 on; before 0.137 included routes are the application's own.
+_contexts: Callable[[Any], Iterable[Any]] = getattr(
+    fastapi.routing, "iter_route_contexts", lambda _: ()
+)
 
 
 def outer_stack(scope: Scope) -> AsyncExitStack | None:
@@ -65,6 +71,22 @@ def effective_template(effective: object | None) -> str:
     """Return the whole path template, prefixes included, or ``""``."""
     path = getattr(effective, "path", "")
     return path if isinstance(path, str) else ""
+
+
+def serves(app: object, route: object, effective: object | None) -> bool:
+    """Tell whether a route is an application's own, not of a router mounted on it.
+
+    The template of a mounted route lacks the prefix of the mount. Where a release
+    cannot list included routes (0.137.0 and 0.137.1) they are taken for mounted.
+    """
+    routes = getattr(app, "routes", [])
+    if any(own is route for own in routes):
+        return True
+    template = effective_template(effective)
+    return any(
+        context.original_route is route and effective_template(context) == template
+        for context in _contexts(routes)
+    )
 
 
 def documentation_paths(app: object) -> set[str]:
