@@ -1,0 +1,6 @@
+"""``python -m fastapi_maintenance``: the command line, without its script."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

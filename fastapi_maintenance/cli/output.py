@@ -1,0 +1,124 @@
+"""Where the command line writes: for people, for scripts, and for nobody any more."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import unicodedata
+from datetime import datetime
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+
+
+class Output:
+    """Lines for people, or JSON lines; a reader that has gone ends nothing.
+
+    Args:
+        as_json: Write JSON lines instead.
+        aside: Write everything to standard error: standard output is another's.
+
+    Attributes:
+        live: Whether a person watches, so that a display may redraw itself.
+
+    """
+
+    def __init__(self, *, as_json: bool, aside: bool = False) -> None:
+        self.as_json = as_json
+        errors = _enduring(sys.stderr)
+        stream = errors if aside else _enduring(sys.stdout)
+        self.console = _console(stream)
+        self._errors = errors
+        self.live = (
+            stream.isatty() and not self.console.is_dumb_terminal and not as_json
+        )
+
+    def say(self, text: str = "") -> None:
+        """Write one line for people."""
+        if not self.as_json:
+            self.show(clean(text))
+
+    def show(self, what: RenderableType) -> None:
+        """Write a table or a styled text for people."""
+        if not self.as_json:
+            self.console.print(what, soft_wrap=isinstance(what, str))
+
+    def emit(self, event: str, **values: object) -> None:
+        """Write one line for scripts."""
+        if self.as_json:
+            line = json.dumps({"event": event, **values}, default=_plain)
+            print(line, file=self.console.file, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Write one line to standard error, for either reader."""
+        self._aside(f"warning: {text}")
+
+    def fail(self, text: str) -> None:
+        """Write one line to standard error: what went wrong, and the remedy."""
+        self._aside(f"error: {text}")
+
+    def _aside(self, text: str) -> None:
+        print(clean(text), file=self._errors, flush=True)
+
+
+def clean(text: str) -> str:
+    """Return a text as one line that moves no cursor, whoever wrote it."""
+    return "".join(
+        " "
+        if character in "\r\n\t"
+        else "?"
+        if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        else character
+        for character in text.rstrip()
+    )
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _console(stream: TextIO) -> Console:
+    # A pipe has no width: what reads it wants whole lines.
+    width = None if stream.isatty() else 1000
+    return Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
+
+
+def _enduring(stream: TextIO | None) -> TextIO:
+    if stream is None:  # Closed by whoever started the command.
+        stream = open(os.devnull, "w", encoding="utf-8")  # lives as long as we
+    return io.TextIOWrapper(
+        _Enduring(stream),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        write_through=True,
+    )
+
+
+class _Enduring(io.BufferedIOBase):
+    """Takes what is written to a closed pipe or terminal, and goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, content: bytes | bytearray | memoryview) -> int:  # type: ignore[override]  # any buffer is one of these
+        try:
+            self._stream.buffer.write(content)
+            self._stream.buffer.flush()
+        except OSError:
+            # EPIPE, or EIO from a terminal that hung up. What is left in buffers
+            # must not fail once more when the interpreter ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        return len(content)

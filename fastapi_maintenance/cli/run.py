@@ -1,0 +1,159 @@
+"""``run``: on, wait, the command, and open again if that is safe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from ..stores import StoreError
+from ..switch import Fenced, Order, new_holder
+from ..waiting import FenceRefusedError, Plan
+from .display import Waiting
+from .operate import put_back
+from .signals import InterruptedBySignalError, Signals
+from .target import FailureError, Target
+
+OWN_FAILURE: Final = 125
+NO_COMMAND: Final = 127
+
+_STAYS_ON: Final = "maintenance stays on; `fastapi-maintenance off` opens it"
+
+
+def run_command(
+    target: Target,
+    order: Order,
+    plan: Plan,
+    command: Sequence[str],
+    *,
+    init: bool,
+    token: str | None,
+    stay: bool,
+) -> int:
+    """Run a command under maintenance, when nothing else is running any more.
+
+    Returns:
+        The command's own exit code; 128 and the signal's number where one ended it.
+
+    Raises:
+        FailureError: If the command was not started, or the service not opened.
+
+    """
+    path = shutil.which(command[0])
+    if path is None:
+        raise FailureError(
+            NO_COMMAND, f"no such command: {command[0]!r}; nothing was published"
+        )
+    try:
+        # Before there is any thread: each inherits what is held back here.
+        with Signals() as signals:
+            run = _Run(target, plan, signals, stay=stay)
+            return anyio.run(run.take, order, [path, *command[1:]], init, token)
+    except FailureError as error:
+        raise FailureError(max(error.code, OWN_FAILURE), str(error)) from error
+    except (StoreError, FenceRefusedError, OSError) as error:
+        raise FailureError(OWN_FAILURE, str(error)) from error
+
+
+class _Run:
+    def __init__(
+        self, target: Target, plan: Plan, signals: Signals, *, stay: bool
+    ) -> None:
+        self._target = target
+        self._switch = target.switch
+        self._plan = plan
+        self._signals = signals
+        self._stay = stay
+        self._holder = new_holder()
+
+    async def take(
+        self, order: Order, command: list[str], init: bool, token: str | None
+    ) -> int:
+        self._target.require(init=init)
+        fenced = await self._switch.fence(self._plan, order, holder=self._holder)
+        self._target.published(fenced.state, fenced.roster, token)
+        try:
+            await self._drain(fenced)
+            self._signals.check()
+            child = self._start(command)
+        except InterruptedBySignalError as error:
+            # Whoever interrupts does not ask to open.
+            await self._let_go(stays=True)
+            raise FailureError(128 + error.number, f"{error}; {_STAYS_ON}") from None
+        except StoreError as error:
+            raise FailureError(
+                OWN_FAILURE, f"{error}; {await self._give_up(fenced)}"
+            ) from error
+        except OSError as error:
+            raise FailureError(
+                OWN_FAILURE,
+                f"cannot start {command[0]}: {error.strerror};"
+                f" {await self._give_up(fenced)}",
+            ) from error
+        code, received = await anyio.to_thread.run_sync(
+            self._signals.wait_for_child, child
+        )
+        return await self._settle(code, received)
+
+    async def _drain(self, fenced: Fenced) -> None:
+        with Waiting(self._target.out, fenced.state.epoch, self._plan.timeout) as shown:
+            report = await self._signals.watch(
+                lambda: self._switch.wait(fenced, self._plan, look=shown.look)
+            )
+        if not report.drained:
+            then = await self._give_up(fenced)
+            text = self._target.not_drained(
+                report, f"the command was not started; {then}"
+            )
+            raise FailureError(OWN_FAILURE, text)
+        self._target.drained(report)
+
+    def _start(self, command: list[str]) -> int:
+        python_ignores = [signal.SIGPIPE, signal.SIGXFSZ]
+        return os.posix_spawn(
+            command[0],
+            command,
+            os.environ,
+            setsigmask=self._signals.before,
+            setsigdef=python_ignores,
+        )
+
+    async def _give_up(self, fenced: Fenced) -> str:
+        try:
+            if self._stay:
+                await self._let_go(stays=True)
+                return _STAYS_ON
+            return put_back(await self._switch.undo(fenced))
+        except StoreError as error:
+            return f"{_STAYS_ON} (--force; {error})"
+
+    async def _let_go(self, *, stays: bool) -> bool:
+        state = await self._switch.release(self._holder, stays=stays)
+        return state.active
+
+    async def _settle(self, code: int, received: list[int]) -> int:
+        out = self._target.out
+        succeeded = code == 0 and not received
+        final = code if code >= 0 else 128 - code
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        try:
+            active = await self._let_go(stays=not succeeded)
+        except StoreError as error:
+            out.emit("end", command_exit=code, signals=received, active=None)
+            text = f"the command ended ({how}), but it cannot be opened: {error}"
+            raise FailureError(final or OWN_FAILURE, text) from error
+        out.emit("end", command_exit=code, signals=received, active=active)
+        if succeeded and active:
+            out.say("The command succeeded; maintenance stays on: others hold it.")
+        elif succeeded:
+            out.say("The command succeeded; maintenance is off.")
+        else:
+            names = ", ".join(signal.Signals(number).name for number in received)
+            after = f" after {names}" if names else ""
+            out.warn(f"the command ended with {how}{after}; {_STAYS_ON}")
+        return final

@@ -1,0 +1,141 @@
+"""Durations and moments as people type and read them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final
+
+_DURATION: Final = re.compile(
+    r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?", re.ASCII
+)
+_SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
+_CLOCK: Final = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2})?", re.ASCII)
+
+
+def parse_duration(text: str, *, bare: bool = False) -> timedelta:
+    """Read ``45s``, ``20m``, ``1h30m`` or ``2d``.
+
+    Args:
+        text: What was typed.
+        bare: Read a number without a unit as seconds.
+
+    Raises:
+        ValueError: If it is no duration, or too long for a calendar.
+
+    """
+    word = text.strip().lower()
+    if bare and _SECONDS.fullmatch(word):
+        word += "s"
+    match = _DURATION.fullmatch(word)
+    if match is None or not word:
+        bare_too = " or a number of seconds" if bare else ""
+        raise ValueError(
+            f"not a duration: {text!r}; write 45s, 20m, 1h30m or 2d{bare_too}"
+        )
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    try:
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    except OverflowError:
+        raise ValueError(f"too long: {text!r}; write 45s, 20m, 1h30m or 2d") from None
+
+
+def parse_moment(text: str, *, after: datetime) -> datetime:
+    """Read an ISO 8601 time, or ``HH:MM`` for the next such time.
+
+    Args:
+        text: What was typed. Without an offset it means local time.
+        after: Where ``HH:MM`` starts to look.
+
+    Returns:
+        An aware time in UTC.
+
+    Raises:
+        ValueError: If it is no time, is skipped here when clocks change, or happens
+            twice; the message names the remedy.
+
+    """
+    word = text.strip()
+    try:
+        if _CLOCK.fullmatch(word):
+            return _next(time.fromisoformat(word), after)
+        moment = datetime.fromisoformat(word)
+    except _LocalTimeError:
+        raise
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"not a time: {text!r}; write 2030-01-31T18:00, 2030-01-31T18:00Z or 18:00"
+        ) from None
+    try:
+        return _resolved(moment) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"out of the calendar: {text!r}") from None
+
+
+class _LocalTimeError(ValueError):
+    """A local time that no clock, or that clocks twice, will show."""
+
+
+def _next(clock: time, after: datetime) -> datetime:
+    day: date = after.astimezone().date()
+    found = _resolved(datetime.combine(day, clock))
+    if found <= after:
+        found = _resolved(datetime.combine(day + timedelta(days=1), clock))
+    return found
+
+
+def _resolved(naive: datetime) -> datetime:
+    # PEP 495: a time that a clock change skips does not survive the way to UTC and
+    # back; one that it repeats means two moments, one for each fold.
+    found: list[datetime] = []
+    for fold in (0, 1):
+        moment = naive.replace(fold=fold).astimezone(UTC)
+        back = moment.astimezone().replace(tzinfo=None, fold=0)
+        if back == naive.replace(fold=0) and moment not in found:
+            found.append(moment)
+    shown = naive.isoformat(timespec="minutes")
+    if not found:
+        moved = naive.replace(fold=0).astimezone(UTC).astimezone()
+        raise _LocalTimeError(
+            f"{shown} does not exist in local time: clocks are put forward over it;"
+            f" did you mean {moved.isoformat(timespec='minutes')}?"
+        )
+    if len(found) > 1:
+        either = " or ".join(
+            moment.astimezone().isoformat(timespec="minutes") for moment in found
+        )
+        raise _LocalTimeError(
+            f"{shown} happens twice in local time: clocks are put back; write {either}"
+        )
+    return found[0]
+
+
+def show_moment(moment: datetime) -> str:
+    """Return a time as local time and UTC, once where these are the same."""
+    there = moment.astimezone(UTC)
+    here = moment.astimezone()
+    if not here.utcoffset():
+        return f"{there:%Y-%m-%d} {_clock(there)} UTC"
+    day = "" if here.date() == there.date() else f"{there:%Y-%m-%d} "
+    return f"{here:%Y-%m-%d} {_clock(here)} {here.tzname()} ({day}{_clock(there)} UTC)"
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment:%H:%M:%S}" if moment.second else f"{moment:%H:%M}"
+
+
+def show_span(seconds: float) -> str:
+    """Return a length of time in two units at most."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for size, name, smaller, part in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name}" + (f" {rest} {part}" if rest else "")
+    return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
