@@ -1,0 +1,257 @@
+"""A worker of a Redis store: what it knows, what it reports, how it joins."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from ..state import MaintenanceState
+from . import StoreError
+from ._process import ProcessIdentity
+from ._redis_client import redis
+from ._redis_known import Known, patiently, understand
+from ._redis_rows import dead_fields, encode, field_of, kernel_of
+from ._redis_scripts import Keys, Reply, Scripts
+from ._worker import Worker
+
+if TYPE_CHECKING:
+    from ._redis_thread import Hub
+
+logger = logging.getLogger("fastapi_maintenance")
+
+HEARTBEAT: Final = 1.0
+"""Seconds between two reports when nothing happens, give or take a tenth."""
+
+
+class RedisLink:
+    """Holds the newest state in memory; only threads of ours talk to Redis.
+
+    Args:
+        scripts: Where it reports.
+        keys: Those of its switch.
+        hub: The thread that reports for it.
+
+    """
+
+    immediate = False
+
+    def __init__(self, scripts: Scripts, keys: Keys, hub: Hub) -> None:
+        self.scripts = scripts
+        self.keys = keys
+        self.hub = hub
+        self.place = scripts.place
+        self.worker: Callable[[], Worker | None] = lambda: None
+        self.uncounted = False
+        self.reported_old = 0
+        self.due = 0.0
+        self.known = Known()
+        self._adopted = 0
+        self._identity: ProcessIdentity | None = None
+        self._field = ""
+        self._said: set[str] = set()
+        self._fresh()
+
+    def _fresh(self) -> None:
+        # Held for a report, so that a row never returns after it has left.
+        self._turn = threading.Lock()
+        self._offering = threading.Lock()
+
+    def join(self, patience: float) -> MaintenanceState:
+        """Make the row and read the state, trying again for so many seconds.
+
+        Raises:
+            StoreError: If Redis cannot be reached in time, or refuses.
+
+        """
+        self._identity = ProcessIdentity.own()
+        worker = self.worker()
+        self._field = field_of(worker.id if worker else "", self._identity)
+        try:
+            patiently(patience, self._enlist)
+        except StoreError:
+            self._field = ""
+            raise
+        return self.known.state
+
+    def _enlist(self) -> None:
+        with self._turn:
+            # It acknowledges nothing yet: that is said once it is adopted.
+            reply = self._sync(0, (0, 0), None)
+        if reply.wrong:
+            raise self.refused(reply.wrong)
+
+    def leave(self) -> None:
+        """Remove the row; without Redis it stays, and its process's end proves it."""
+        with self._turn:
+            field, self._field = self._field, ""
+            try:
+                if field:
+                    self.scripts.remove(self.keys, field)
+            except StoreError as error:
+                logger.warning("maintenance: left without a word: %s", error)
+
+    def count(self, current: int, old: int) -> None:
+        """Do nothing: the hub asks the worker for its counts."""
+
+    def news(self) -> MaintenanceState | None:
+        known = self.known
+        return known.state if known.epoch > self._adopted else None
+
+    def adopted(self, epoch: int) -> None:
+        self._adopted = epoch
+
+    def forked(self) -> None:
+        # No thread, no row and none of the parent's locks; what is known stays.
+        self._field = ""
+        self._fresh()
+        self.hub.forked()
+
+    def stand_aside(self, why: str) -> None:
+        self.uncounted = True
+        self._said_once(f"maintenance: this worker is not counted: {why}")
+
+    def offer(self, known: Known) -> bool:
+        """Take a newer state in; requests see it from their next admission on."""
+        with self._offering:
+            if known.epoch <= self.known.epoch:
+                return False
+            self.known = known
+            return True
+
+    def report(self) -> bool:
+        """Report the row and read; called by the hub and by those who join.
+
+        Returns:
+            Whether there was news, which is adopted now.
+
+        Raises:
+            StoreError: If Redis cannot be reached, or refuses.
+
+        """
+        worker = self.worker()
+        with self._turn:
+            if not self._field or worker is None or not worker.joined:
+                return False
+            # The epoch before the counts: adopting in between only makes the
+            # counts larger than this epoch deserves.
+            seen = worker.state.epoch
+            current, old, oldest = worker.counts()
+            reply = self._sync(seen, (current, old), oldest)
+            self.reported_old = old
+            self.due = time.monotonic() + HEARTBEAT * random.uniform(0.9, 1.1)  # noqa: S311  # not a secret
+            dead = dead_fields(reply.rows, self._who())
+            if dead:
+                self.scripts.remove(self.keys, *dead)
+        if reply.wrong:
+            self._said_once(
+                f"maintenance: this worker cannot report, so that no drain can vouch"
+                f" for it: {self.refused(reply.wrong)}"
+            )
+        worker.refresh()
+        return worker.state.epoch > seen
+
+    def refused(self, why: str) -> StoreError:
+        """Return the error for a write that the server refused."""
+        return self.scripts.explain(redis.ResponseError(why))
+
+    def _sync(
+        self, seen: int, counts: tuple[int, int], oldest: tuple[str, float] | None
+    ) -> Reply:
+        identity = self._who()
+        if oldest is not None:
+            oldest = (oldest[0], time.monotonic() - oldest[1])
+        row = encode(
+            identity,
+            uncounted=self.uncounted,
+            seen=seen,
+            current=counts[0],
+            old=counts[1],
+            oldest=oldest,
+        )
+        known = self.known
+        kernel = kernel_of(identity)
+        doc = b""
+        while True:
+            reply = self.scripts.sync(
+                self.keys,
+                self._field,
+                row,
+                str(known.epoch),
+                known.tag,
+                doc,
+                secrets.token_hex(8),
+                self.keys.channel,
+                kernel,
+            )
+            if not reply.asks or doc:
+                break
+            # Redis knows less than we do: it lost data, or was restored.
+            doc = known.doc
+            logger.warning(
+                "maintenance: %s has lost the state; writing it back", self.place
+            )
+        if reply.doc:
+            self.offer(understand(self.place, reply.epoch, reply.tag, reply.doc))
+        if not reply.run:
+            self._said_once(
+                f"maintenance: {self.place} denies INFO, so that a restart which loses"
+                " workers cannot be noticed: each drain needs --workers N; allow +info"
+            )
+        return reply
+
+    def _who(self) -> ProcessIdentity:
+        if self._identity is None or self._identity.pid != os.getpid():
+            self._identity = ProcessIdentity.own()
+        return self._identity
+
+    def _said_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
+
+
+class RedisWorker(Worker):
+    """A worker whose row the hub keeps."""
+
+    link: RedisLink
+
+    def __init__(self, link: RedisLink, title: str) -> None:
+        super().__init__(link, title)
+        self._rename()
+        link.worker = weakref.ref(self)
+        weakref.finalize(self, _abandon, link, os.getpid(), self.current, self.old)
+
+    def join(self, patience: float = 2.0) -> None:
+        was = self.joined
+        super().join(patience)
+        if not was:
+            self.link.hub.attend(self)
+
+    def leave(self) -> None:
+        super().leave()
+        if not self.joined:
+            self.link.hub.dismiss(self)
+
+    def _rename(self) -> None:
+        # Containers number their processes alike: more chance than one machine needs.
+        self.id += os.urandom(4).hex()
+
+    def _forked(self) -> None:
+        super()._forked()
+        self._rename()
+
+
+def _abandon(
+    link: RedisLink, pid: int, *in_flight: dict[int, tuple[str, float]]
+) -> None:
+    # At exit, or when the last guard is gone. A row with work in flight stays: the
+    # process has not finished, and its end is proof enough on this machine.
+    if os.getpid() == pid and not any(in_flight):
+        link.leave()

