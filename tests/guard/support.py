@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fastapi
+import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
@@ -63,11 +64,11 @@ Build = Callable[[MaintenanceGuard, Ran], FastAPI]
 
 
 def publish(guard: MaintenanceGuard, **fields: object) -> MaintenanceState:
-    """Set the state of a guard on a memory store, from outside any loop."""
-    store = guard._switch.source
-    assert isinstance(store, MemoryStore)
+    """Set the state of a guard on a memory store, whose publishing never waits."""
     state = MaintenanceState(**fields)  # type: ignore[arg-type]  # the fields of any test
-    before = store.peek(guard._switch.name)
-    state = state.but(epoch=before.epoch + 1)
-    store._states[guard._switch.name] = state
-    return state
+    publishing = guard._switch.source.publish(guard._switch.name, lambda _: state)
+    with pytest.raises(StopIteration) as done:
+        publishing.send(None)
+    published = done.value.value
+    assert isinstance(published, MaintenanceState)
+    return published
