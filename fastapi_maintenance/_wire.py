@@ -232,13 +232,14 @@ def _notice(switch: Switch, roster: Roster) -> str | None:
     source = switch.source
     if isinstance(source, EnvStore):
         return (
-            f"set by {source.variable} when the service starts; it cannot be set here"
+            f"It is set by {source.variable} when the service starts, and cannot be set"
+            " here."
         )
     if isinstance(source, MemoryStore):
         return (
-            "kept in the memory of one process: other workers and machines are not"
-            " switched; use a file: or redis: store for them"
+            "This speaks for one process: other workers and machines are not switched."
+            " Use a file: or redis: store for them."
         )
     if roster.uncounted:
-        return "some workers cannot be counted; nobody can tell when they are drained"
+        return "Some workers cannot be counted: nobody can tell when they are drained."
     return None
