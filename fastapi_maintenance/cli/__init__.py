@@ -19,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     """
     try:
-        import rich
-        import typer
+        import rich  # noqa: PLC0415  # missing is this function's to say
+        import typer  # noqa: PLC0415
     except ModuleNotFoundError as error:
         # A person reads this in a terminal: the message, without a traceback.
         sys.tracebacklimit = 0
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             " `pip install 'fastapi-maintenance-guard[cli]'`"
         ) from None
     del rich
-    from .app import app
+    from .app import app  # noqa: PLC0415  # it needs both
 
     command = typer.main.get_command(app)
     command.main(args=arguments, prog_name="fastapi-maintenance")

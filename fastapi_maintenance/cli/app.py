@@ -1,4 +1,4 @@
-"""The commands: what each takes. What they do is in ``operate``, ``run``, ``routes``."""
+"""What each command takes; what it does is in ``operate``, ``run`` and ``routes``."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -26,6 +26,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _program(
+    *,
     context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", help="Show the version and end.")
@@ -44,12 +45,13 @@ def _program(
         raise typer.Exit
 
 
-def _target(store: str | None, name: str, as_json: bool) -> Target:
+def _target(store: str | None, name: str, *, as_json: bool) -> Target:
     return Target(store, name, Output(as_json=as_json))
 
 
 @app.command()
 def on(
+    *,
     message: given.Message = None,
     for_: given.For = None,
     until: given.Until = None,
@@ -78,8 +80,8 @@ def on(
     """
     if not wait and (timeout is not None or workers is not None or rollback):
         raise ValueError("--timeout, --workers and --rollback go with --wait; add it")
-    target = _target(store, name, as_json)
-    token = given.new_token(bypass)
+    target = _target(store, name, as_json=as_json)
+    token = given.new_token() if bypass else None
     order = given.an_order(
         message=message,
         for_=for_,
@@ -101,6 +103,7 @@ def on(
 
 @app.command()
 def off(
+    *,
     force: Annotated[
         bool, typer.Option("--force", help="Open although others hold it on.")
     ] = False,
@@ -109,12 +112,13 @@ def off(
     as_json: AsJson = False,
 ) -> int:
     """Open again, unless others hold it on."""
-    target = _target(store, name, as_json)
+    target = _target(store, name, as_json=as_json)
     return operate.carry_out(target, lambda: operate.switch_off(target, force=force))
 
 
 @app.command()
 def wait(
+    *,
     timeout: given.Timeout = None,
     workers: given.Workers = None,
     store: Store = None,
@@ -125,13 +129,14 @@ def wait(
 
     It fences the state that is on; exit codes are those of `on --wait`.
     """
-    target = _target(store, name, as_json)
+    target = _target(store, name, as_json=as_json)
     plan = given.a_plan(timeout, workers)
     return operate.carry_out(target, lambda: operate.wait_again(target, plan))
 
 
 @app.command()
 def status(
+    *,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show it until interrupted.")
     ] = False,
@@ -145,7 +150,7 @@ def status(
     """Show the state, its place and its workers."""
     if watch and check:
         raise ValueError("--watch goes on for ever, --check answers once; give one")
-    target = _target(store, name, as_json)
+    target = _target(store, name, as_json=as_json)
     if watch:
         return operate.carry_out(target, lambda: operate.watch_status(target))
     return operate.carry_out(target, lambda: operate.show_status(target, check=check))
@@ -153,6 +158,7 @@ def status(
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
+    *,
     command: Annotated[
         list[str], typer.Argument(metavar="COMMAND", show_default=False)
     ],
@@ -178,8 +184,9 @@ def run(
 ) -> int:
     """Run a command under maintenance, drained.
 
-    On, wait, run, and off if it succeeded: `run -- python migrate.py`. A command that fails, or that a signal interrupts, leaves maintenance on. The exit
-    code is the command's own; 125 when it was not started, 127 when there is none. Its
+    On, wait, run, and off if it succeeded: `run -- python migrate.py`. A command
+    that fails, or that a signal interrupts, leaves maintenance on. The exit code is
+    the command's own; 125 when it was not started, 127 when there is none. Its
     standard output stays its own: everything said here goes to standard error.
     """
     del wait  # It always does.
@@ -191,7 +198,7 @@ def run(
     if stay and rollback:
         raise ValueError("--stay and --rollback contradict each other; give one")
     target = Target(store, name, Output(as_json=as_json, aside=True))
-    token = given.new_token(bypass)
+    token = given.new_token() if bypass else None
     order = given.an_order(
         message=message,
         for_=for_,
@@ -208,6 +215,7 @@ def run(
 
 @app.command()
 def forget(
+    *,
     worker: Annotated[
         str | None,
         typer.Argument(metavar="[WORKER]", help="As `status` names it, or HOST/PID."),
@@ -223,13 +231,14 @@ def forget(
     """Drop the rows of workers that are gone."""
     if (worker is None) == (lost_for is None):
         raise ValueError("name a WORKER, as `status` shows it, or give --lost-for 10m")
-    target = _target(store, name, as_json)
+    target = _target(store, name, as_json=as_json)
     seconds = None if lost_for is None else parse_duration(lost_for).total_seconds()
     return operate.carry_out(target, lambda: operate.forget(target, worker, seconds))
 
 
 @app.command()
 def routes(
+    *,
     application: Annotated[
         str, typer.Argument(metavar="APP", help="As uvicorn takes it: MODULE:NAME.")
     ],

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import datetime
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -17,7 +16,7 @@ from rich.text import Text
 from ..fence import Outcome, Roster, WorkerRow, holds_up
 from .output import Output, clean
 from .phases import living, plural, row_document, standing
-from .times import show_span
+from .times import clock, show_span
 
 LINE_INTERVAL: Final = 5.0
 """Seconds between two lines where no terminal can redraw a table."""
@@ -33,14 +32,23 @@ _STYLES: Final = {
 }
 
 
-def workers_table(rows: Iterable[WorkerRow], epoch: int, *, fenced: bool) -> Table:
-    """Return one line for each worker."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+def workers_table(
+    rows: Iterable[WorkerRow], epoch: int, *, fenced: bool, live: bool
+) -> Table:
+    """Return one line for each worker; where it is live, as wide as the terminal."""
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        padding=(0, 2, 0, 0),
+        # Long routes are cut, and nothing else.
+        expand=live,
+    )
     table.add_column("HOST", no_wrap=True, overflow="ellipsis", max_width=24)
     table.add_column("PID", no_wrap=True, justify="right")
     table.add_column("IN FLIGHT", no_wrap=True, justify="right")
     table.add_column("STATE", no_wrap=True)
-    table.add_column("OLDEST REQUEST", no_wrap=True, overflow="ellipsis")
+    table.add_column("OLDEST REQUEST", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         state = standing(row, epoch, fenced=fenced)
         table.add_row(
@@ -80,8 +88,9 @@ class Waiting:
         self._live = Live(console=out.console, auto_refresh=False) if out.live else None
         self._last: tuple[Roster, Outcome, str] | None = None
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> Self:
         if self._live is not None:
+            self._out.say()
             self._live.start()
         return self
 
@@ -120,8 +129,7 @@ class Waiting:
             workers=[row_document(row, self._epoch) for row in rows],
         )
         self._out.say(
-            f"{datetime.now():%H:%M:%S}  {self._progress(rows)}; {self._left(waited)};"
-            f" {reason}"
+            f"{clock()}  {self._progress(rows)}; {self._left(waited)}; {reason}"
         )
 
     def _draw(self, live: Live, roster: Roster, outcome: Outcome, reason: str) -> None:
@@ -129,13 +137,18 @@ class Waiting:
         rows = living(roster)
         head = Table.grid(padding=(0, 2, 0, 0))
         head.add_row(
-            ProgressBar(total=max(len(rows), 1), completed=self._done(rows), width=20),
+            ProgressBar(
+                total=max(len(rows), 1),
+                completed=self._done(rows),
+                width=20,
+                complete_style="yellow",
+            ),
             Text(self._progress(rows)),
             Text("" if outcome == "drained" else self._left(waited)),
         )
         parts: list[RenderableType] = [head]
         if rows:
-            parts.append(workers_table(rows, self._epoch, fenced=True))
+            parts.append(workers_table(rows, self._epoch, fenced=True, live=True))
         if outcome not in {"drained", "busy"} and reason:
             parts.append(Text(clean(reason), style="yellow"))
         live.update(Group(*parts), refresh=True)

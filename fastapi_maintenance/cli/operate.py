@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from datetime import datetime
 
 import anyio
 from rich.console import Group
@@ -20,6 +19,7 @@ from .display import LINE_INTERVAL, Waiting, workers_table
 from .phases import crowd, headline, living
 from .signals import InterruptedBySignalError, Signals
 from .target import EXIT_CODES, UNREACHABLE, USAGE, FailureError, Target
+from .times import clock
 
 STAYS_ON = (
     "maintenance stays on; `fastapi-maintenance wait` waits again, `off` opens it"
@@ -120,7 +120,11 @@ async def show_status(target: Target, *, check: bool) -> int:
     target.describe("status", state, roster)
     if roster is not None and living(roster):
         target.out.say()
-        target.out.show(workers_table(living(roster), state.epoch, fenced=False))
+        target.out.show(
+            workers_table(
+                living(roster), state.epoch, fenced=False, live=target.out.live
+            )
+        )
     target.warn_if_alone(roster)
     _name_the_lost(target, roster)
     if check:
@@ -143,14 +147,14 @@ async def watch_status(target: Target) -> int:
             roster = await target.switch.source.roster(target.switch.name)
             rows = living(roster)
             if live is not None:
-                table = workers_table(rows, state.epoch, fenced=False)
+                table = workers_table(rows, state.epoch, fenced=False, live=True)
                 live.update(Group(target.view(state, roster), "", table), refresh=True)
             elif state.epoch != shown or time.monotonic() >= due:
                 shown, due = state.epoch, time.monotonic() + LINE_INTERVAL
                 target.report("status", state, roster)
                 flying = sum(row.in_flight for row in rows)
                 target.out.say(
-                    f"{datetime.now():%H:%M:%S}  {headline(state, target.now())}"
+                    f"{clock()}  {headline(state, target.now())}"
                     f" Workers: {crowd(roster)}; {flying} in flight"
                 )
             await anyio.sleep(_LOOK_INTERVAL)

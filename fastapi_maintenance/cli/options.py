@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 import typer
@@ -76,9 +76,9 @@ Workers = Annotated[
 ]
 
 
-def new_token(wanted: bool) -> str | None:
-    """Return a token of 256 bits, if one is wanted."""
-    return secrets.token_urlsafe(32) if wanted else None
+def new_token() -> str:
+    """Return a token of 256 bits."""
+    return secrets.token_urlsafe(32)
 
 
 def an_order(
@@ -102,10 +102,11 @@ def an_order(
         raise ValueError("--for and --until both name the end; give one of them")
     now = datetime.now(UTC)
     begin = None if at is None else parse_moment(at, after=now)
+    end: datetime | timedelta | None = None
     if for_ is not None:
         end = parse_duration(for_)
-    else:
-        end = None if until is None else parse_moment(until, after=begin or now)
+    elif until is not None:
+        end = parse_moment(until, after=begin or now)
     if auto_off and end is None:
         raise ValueError("--auto-off needs an end: give --for or --until as well")
     return Order(

@@ -8,9 +8,14 @@ import os
 import sys
 import unicodedata
 from datetime import datetime
-from typing import TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, RenderableType
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class Output:
@@ -38,12 +43,12 @@ class Output:
     def say(self, text: str = "") -> None:
         """Write one line for people."""
         if not self.as_json:
-            self.show(clean(text))
+            self.show(Text(clean(text)))
 
     def show(self, what: RenderableType) -> None:
         """Write a table or a styled text for people."""
         if not self.as_json:
-            self.console.print(what, soft_wrap=isinstance(what, str))
+            self.console.print(what)
 
     def emit(self, event: str, **values: object) -> None:
         """Write one line for scripts."""
@@ -81,13 +86,13 @@ def _plain(value: object) -> str:
 
 def _console(stream: TextIO) -> Console:
     # A pipe has no width: what reads it wants whole lines.
-    width = None if stream.isatty() else 1000
+    width = None if stream.isatty() else 10_000
     return Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
 
 
 def _enduring(stream: TextIO | None) -> TextIO:
     if stream is None:  # Closed by whoever started the command.
-        stream = open(os.devnull, "w", encoding="utf-8")  # lives as long as we
+        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # for as long as we live
     return io.TextIOWrapper(
         _Enduring(stream),
         encoding=stream.encoding,
@@ -101,6 +106,7 @@ class _Enduring(io.BufferedIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.name = stream.name
 
     def writable(self) -> bool:
         return True
@@ -111,7 +117,7 @@ class _Enduring(io.BufferedIOBase):
     def fileno(self) -> int:
         return self._stream.fileno()
 
-    def write(self, content: bytes | bytearray | memoryview) -> int:  # type: ignore[override]  # any buffer is one of these
+    def write(self, content: ReadableBuffer) -> int:
         try:
             self._stream.buffer.write(content)
             self._stream.buffer.flush()
@@ -121,4 +127,4 @@ class _Enduring(io.BufferedIOBase):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        return len(content)
+        return memoryview(content).nbytes

@@ -68,6 +68,8 @@ def facts(state: MaintenanceState, now: datetime) -> Iterator[tuple[str, str]]:
 
 def _with_distance(moment: datetime, now: datetime) -> str:
     away = (moment - now).total_seconds()
+    if abs(away) < 1:
+        return f"{show_moment(moment)}, now"
     near = f"in {show_span(away)}" if away > 0 else f"{show_span(-away)} ago"
     return f"{show_moment(moment)}, {near}"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from rich.table import Table
@@ -54,7 +54,7 @@ def load(application: str) -> object:
             USAGE,
             f"not an application: {application!r}; write MODULE:NAME, as main:app",
         )
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     try:
         found: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module does

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import anyio
@@ -47,13 +48,15 @@ def run_command(
     path = shutil.which(command[0])
     if path is None:
         raise FailureError(
-            NO_COMMAND, f"no such command: {command[0]!r}; nothing was published"
+            NO_COMMAND,
+            f"no such command, or not executable: {command[0]!r}; nothing was published",
         )
     try:
         # Before there is any thread: each inherits what is held back here.
         with Signals() as signals:
             run = _Run(target, plan, signals, stay=stay)
-            return anyio.run(run.take, order, [path, *command[1:]], init, token)
+            words = [path, *command[1:]]
+            return anyio.run(partial(run.take, order, words, token, init=init))
     except FailureError as error:
         raise FailureError(max(error.code, OWN_FAILURE), str(error)) from error
     except (StoreError, FenceRefusedError, OSError) as error:
@@ -72,7 +75,7 @@ class _Run:
         self._holder = new_holder()
 
     async def take(
-        self, order: Order, command: list[str], init: bool, token: str | None
+        self, order: Order, command: list[str], token: str | None, *, init: bool
     ) -> int:
         self._target.require(init=init)
         fenced = await self._switch.fence(self._plan, order, holder=self._holder)
@@ -130,7 +133,10 @@ class _Run:
                 return _STAYS_ON
             return put_back(await self._switch.undo(fenced))
         except StoreError as error:
-            return f"{_STAYS_ON} (--force; {error})"
+            return (
+                "maintenance stays on and held, `fastapi-maintenance off --force` opens"
+                f" it: {error}"
+            )
 
     async def _let_go(self, *, stays: bool) -> bool:
         state = await self._switch.release(self._holder, stays=stays)

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import anyio
 
@@ -41,7 +41,7 @@ class Signals:
 
     """
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> Self:
         self.held = {
             number
             for number in _ENDING
@@ -96,19 +96,19 @@ class Signals:
             async def run() -> None:
                 try:
                     found.append(await work())
-                except Exception as error:
-                    # Raised below: not in a group, which nobody expects here.
+                except Exception as error:  # noqa: BLE001  # raised below
                     failed.append(error)
                 group.cancel_scope.cancel()
 
             group.start_soon(run)
-            while (number := self.poll()) is None:
+            # No event of this process says that a signal is pending.
+            while (number := self.poll()) is None:  # noqa: ASYNC110
                 await anyio.sleep(_INTERVAL)
             group.cancel_scope.cancel()
         if number is not None:
             raise InterruptedBySignalError(number)
         if failed:
-            raise failed[0]
+            raise failed[0]  # Not in a group, which no caller expects.
         return found[0]
 
     def wait_for_child(self, pid: int) -> tuple[int, list[int]]:

@@ -215,7 +215,8 @@ class Target:
         self.out.say(
             f"Drained after {show_span(report.seconds)}:"
             f" {plural(len(rows), 'worker')} on"
-            f" {plural(distinct_hosts(rows), 'machine')}; nothing from before is running."
+            f" {plural(distinct_hosts(rows), 'machine')}; nothing from"
+            " before is running."
         )
         self.out.say(NOT_WAITED_FOR)
         if report.read_only:

@@ -10,6 +10,8 @@ _DURATION: Final = re.compile(
     r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?", re.ASCII
 )
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
+_TENTHS: Final = 9.95
+_MINUTE: Final = 60
 _CLOCK: Final = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2})?", re.ASCII)
 
 
@@ -124,12 +126,17 @@ def _clock(moment: datetime) -> str:
     return f"{moment:%H:%M:%S}" if moment.second else f"{moment:%H:%M}"
 
 
+def clock() -> str:
+    """Return the local time of day."""
+    return f"{datetime.now().astimezone():%H:%M:%S}"
+
+
 def show_span(seconds: float) -> str:
     """Return a length of time in two units at most."""
-    if seconds < 9.95:
+    if seconds < _TENTHS:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)
-    if whole < 60:
+    if whole < _MINUTE:
         return f"{whole} s"
     for size, name, smaller, part in (
         (86400, "d", 3600, "h"),
@@ -138,4 +145,6 @@ def show_span(seconds: float) -> str:
         if whole >= size:
             rest = whole % size // smaller
             return f"{whole // size} {name}" + (f" {rest} {part}" if rest else "")
-    return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    return f"{whole // _MINUTE} min" + (
+        f" {whole % _MINUTE} s" if whole % _MINUTE else ""
+    )
