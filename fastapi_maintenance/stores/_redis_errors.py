@@ -37,6 +37,19 @@ class TemporaryError(StoreError):
     """What may be over in a moment: an outage, a restart, a failover."""
 
 
+class UnsettledError(TemporaryError):
+    """What is read now may be a loss that others will mend.
+
+    Attributes:
+        seconds: Until it is taken for the truth.
+
+    """
+
+    def __init__(self, text: str, seconds: float) -> None:
+        super().__init__(text)
+        self.seconds = seconds
+
+
 def explain(error: Exception, place: str, prefix: str) -> StoreError:
     """Return a one-line error with its remedy, for one of redis-py's.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
 from ..state import MaintenanceState, StateFormatError
-from ._redis_errors import TemporaryError
+from ._redis_errors import TemporaryError, UnsettledError
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -74,6 +74,12 @@ def patiently(patience: float, attempt: Callable[[], T]) -> T:
     while True:
         try:
             return attempt()
+        except UnsettledError as error:
+            # It is over at a known time, and asked once more when patience ends.
+            left = ends - time.monotonic()
+            if left <= 0:
+                raise
+            time.sleep(min(error.seconds, left))
         except TemporaryError:
             pause = backoff.next()
             if time.monotonic() + pause >= ends:

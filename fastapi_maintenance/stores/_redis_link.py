@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ from ..state import MaintenanceState
 from . import StoreError
 from ._process import ProcessIdentity
 from ._redis_client import redis
+from ._redis_errors import UnsettledError
 from ._redis_known import Known, patiently, understand
 from ._redis_rows import dead_fields, encode, field_of, kernel_of
 from ._redis_scripts import Keys, Reply, Scripts
@@ -76,7 +78,10 @@ class RedisLink:
         try:
             patiently(patience, self._enlist)
         except StoreError:
-            self._field = ""
+            # A row that admits nothing must not hold up anybody.
+            field, self._field = self._field, ""
+            with contextlib.suppress(StoreError):
+                self.scripts.remove(self.keys, field)
             raise
         return self.known.state
 
@@ -86,6 +91,14 @@ class RedisLink:
             reply = self._sync(0, (0, 0), None)
         if reply.wrong:
             raise self.refused(reply.wrong)
+        if reply.unsettled:
+            # What a cold start would take for *off* may be a loss that others are
+            # about to mend.
+            raise UnsettledError(
+                f"{self.place} has just started, or lost its data; waiting for other"
+                " workers to bring back the state",
+                reply.unsettled,
+            )
 
     def leave(self) -> None:
         """Remove the row; without Redis it stays, and its process's end proves it."""

@@ -14,6 +14,9 @@ Three keys per switch, in one hash slot. ``state`` is a hash of ``epoch``, ``tag
     ``1`` when a person has vouched for this generation.
 ``.epoch``
     The largest epoch that any row here has ever reported.
+``.settled``
+    When those who know of an older state have had time to bring it back. It proves
+    nothing; but whoever starts cold meanwhile must not take a loss for *off*.
 
 ``lease`` lets one worker of each machine look for the dead at a time.
 """
@@ -36,7 +39,8 @@ end
 local function text(number) return string.format('%.0f', number) end
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-local own = redis.call('HMGET', rows, '.v', '.generation', '.run', '.whole', '.epoch')
+local own = redis.call('HMGET', rows, '.v', '.generation', '.run', '.whole', '.epoch',
+  '.settled')
 if not own[1] and redis.call('EXISTS', rows) == 1 then
   return redis.error_reply('FOREIGN ' .. rows)
 end
@@ -52,9 +56,22 @@ end
 local floor = tonumber(own[5] or '0') or 0
 local info = redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+local uptime = type(info) == 'string' and string.match(info, 'uptime_in_seconds:(%d+)')
+local settled = tonumber(own[6] or '0') or 0
 local function lost()
   return not own[2] or (run ~= '' and own[3] ~= run)
 end
+local function renew(nonce, channel)
+  if not lost() then return end
+  local wait = 200
+  if own[2] then wait = 5000
+  elseif uptime and tonumber(uptime) < 5 then wait = (5 - tonumber(uptime)) * 1000 end
+  settled = now + wait
+  put('HSET', rows, '.v', '1', '.generation', nonce, '.run', run, '.whole', '0',
+    '.settled', text(settled))
+  redis.pcall('PUBLISH', channel, '')
+end
+local function unsettled() return text(math.max(0, settled - now)) end
 """
 
 # A worker's heartbeat: report its row, bring back a state that was lost, read. A
@@ -64,11 +81,7 @@ SYNC: Final = (
     + """
 local field, row, mine, tag, doc = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local nonce, channel, kernel = ARGV[6], ARGV[7], ARGV[8]
-local generation = own[2]
-if lost() then
-  generation = nonce
-  put('HSET', rows, '.v', '1', '.generation', nonce, '.run', run, '.whole', '0')
-end
+renew(nonce, channel)
 local asks, changed = 0, false
 if mine > epoch and doc == '' then
   asks = 1
@@ -100,17 +113,19 @@ end
 if changed then redis.pcall('PUBLISH', channel, text(epoch)) end
 local news = ''
 if epoch ~= mine or known[2] ~= tag then news = known[3] or '' end
-return {text(epoch), known[2] or '', news, asks, wrong, run, found}
+return {text(epoch), known[2] or '', news, asks, wrong, run, found, unsettled()}
 """
 )
 
-# Compare and set the state; with an empty document, only read it.
+# Compare and set the state; with an empty document, only read it; with a channel,
+# for one who is about to set it.
 STATE: Final = (
     _COMMON
     + """
 local epoch_, tag_, number = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local tag, doc, channel = ARGV[4], ARGV[5], ARGV[6]
 local done = 0
+if channel ~= '' then renew(tag, channel) end
 if doc ~= '' and epoch == epoch_ and (known[2] or '') == tag_
     and number > epoch and number > floor then
   redis.call('HSET', state, 'epoch', ARGV[3], 'tag', tag, 'doc', doc)
@@ -118,7 +133,8 @@ if doc ~= '' and epoch == epoch_ and (known[2] or '') == tag_
   redis.pcall('PUBLISH', channel, ARGV[3])
   done = 1
 end
-return {done, text(epoch), known[2] or '', known[3] or '', text(floor), text(now)}
+return {done, text(epoch), known[2] or '', known[3] or '', text(floor), text(now),
+  unsettled()}
 """
 )
 

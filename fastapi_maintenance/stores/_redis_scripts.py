@@ -47,6 +47,7 @@ class Reply:
         wrong: Why the server took no writes, or ``""``.
         run: Which server process it was, or ``""`` where INFO is denied.
         rows: Fields and values of this machine's rows, if it was our turn.
+        unsettled: Seconds for which a loss may still be mended by others.
 
     """
 
@@ -57,6 +58,7 @@ class Reply:
     wrong: str
     run: str
     rows: tuple[tuple[str, str], ...]
+    unsettled: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Stored:
     doc: bytes
     floor: int
     now: int
+    unsettled: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +112,25 @@ class Scripts:
             wrong=found[4].decode(errors="replace"),
             run=found[5].decode(),
             rows=_pairs(found[6]),
+            unsettled=int(found[7]) / 1000,
         )
 
-    def state(
-        self, keys: Keys, before: Stored | None = None, *new: str | bytes
-    ) -> Stored:
-        """Read the state, or replace the one that was read before."""
-        arguments: tuple[str | bytes, ...] = ("0", "", "0", "", "", "")
-        if before is not None:
-            arguments = (str(before.epoch), before.tag, *new, keys.channel)
+    def read(self, keys: Keys) -> Stored:
+        """Read the state."""
+        return self._state(keys, "0", "", "0", "", "", "")
+
+    def begin(self, keys: Keys, nonce: str) -> Stored:
+        """Read the state to set it next, and notice whether it was lost."""
+        return self._state(keys, "0", "", "0", nonce, "", keys.channel)
+
+    def replace(
+        self, keys: Keys, before: Stored, epoch: int, tag: str, doc: bytes
+    ) -> bool:
+        """Replace the state that was read before, if it is still the same."""
+        words = (str(before.epoch), before.tag, str(epoch), tag, doc, keys.channel)
+        return self._state(keys, *words).done
+
+    def _state(self, keys: Keys, *arguments: str | bytes) -> Stored:
         found = self._run(STATE, keys, *arguments)
         return Stored(
             found[0] == 1,
@@ -126,6 +139,7 @@ class Scripts:
             found[3],
             int(found[4]),
             int(found[5]),
+            int(found[6]) / 1000,
         )
 
     def look(self, keys: Keys) -> Looked:

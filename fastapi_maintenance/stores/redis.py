@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Iterable
 from typing import Final
@@ -178,7 +179,7 @@ class RedisStore:
 
     def _read(self, name: str) -> MaintenanceState:
         keys = self._keys(name)
-        stored = patiently(PATIENCE, lambda: self._scripts.state(keys))
+        stored = patiently(PATIENCE, lambda: self._scripts.read(keys))
         known = understand(self.location, stored.epoch, stored.tag, stored.doc)
         self.worker(name).link.offer(known)
         return known.state
@@ -188,15 +189,19 @@ class RedisStore:
         mine: dict[str, Known] = {}
 
         def attempt() -> Known | None:
-            before = self._scripts.state(keys)
+            nonce = secrets.token_hex(8)
+            before = self._scripts.begin(keys, nonce)
+            if not before.doc and before.unsettled:
+                # Workers are about to bring back what others hold.
+                time.sleep(before.unsettled)
+                before = self._scripts.begin(keys, nonce)
             if before.tag in mine:
                 # It was carried out when the connection broke.
                 return mine[before.tag]
             state, doc = self._next(before, change)
-            tag = secrets.token_hex(8)
-            known = mine[tag] = Known(state.epoch, tag, doc, state)
-            after = self._scripts.state(keys, before, str(state.epoch), tag, doc)
-            return known if after.done else None
+            known = mine[nonce] = Known(state.epoch, nonce, doc, state)
+            done = self._scripts.replace(keys, before, state.epoch, nonce, doc)
+            return known if done else None
 
         published = None
         while published is None:
