@@ -8,8 +8,19 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import fastapi.routing
+from fastapi import APIRouter
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Host, Mount, Router, WebSocketRoute
+from starlette.routing import (
+    BaseRoute,
+    Host,
+    Match,
+    Mount,
+    Route,
+    Router,
+    WebSocketRoute,
+)
+
+from ._fastapi import Scope
 
 _DEEPEST: Final = 64
 
@@ -89,3 +100,173 @@ def _contexts(route: BaseRoute) -> Iterator[tuple[Any, BaseRoute]]:
 def _low_priority(router: Router) -> Iterator[Any]:
     found = getattr(router, "_iter_low_priority_routes", None)
     return iter(()) if found is None else found()
+
+
+class Ahead(NamedTuple):
+    """What a request will reach.
+
+    Attributes:
+        scope: A copy, as the endpoint will find it.
+        endpoint: What will be called; a closed box is its own endpoint.
+        effective: What holds its effective dependencies, or None.
+        passed: Every application and middleware on the way, the outermost first.
+        home: Whether it is a route of the innermost application itself, and not of a
+            router that is mounted on it.
+
+    """
+
+    scope: Scope
+    endpoint: object
+    effective: Any  # a route or a context, of any release
+    passed: list[object]
+    home: bool
+
+    @property
+    def apps(self) -> list[Starlette]:
+        """The applications on the way, the outermost first."""
+        return [box for box in self.passed if isinstance(box, Starlette)]
+
+
+class _AnswersItselfError(Exception):
+    """The application answers: there is nothing to run."""
+
+
+def look_ahead(app: object, scope: Scope) -> Ahead | None:
+    """Find what a request will reach, by the real matching and without running it.
+
+    What a middleware on the way would do to the path is not seen.
+
+    Args:
+        app: The application, or what wraps it.
+        scope: The request; it is not changed.
+
+    Returns:
+        None if the application answers by itself: no route, a method that the route
+        does not have, a redirect to where the slash is right.
+
+    """
+    probe = dict(scope)
+    own = scope.get("fastapi")
+    if own:
+        probe["fastapi"] = dict(own)
+    passed: list[object] = []
+    try:
+        return _descend(app, probe, passed)
+    except _AnswersItselfError:
+        return None
+    except Exception:  # noqa: BLE001  # of a route's own matching: no answer, closed
+        return Ahead(probe, None, None, passed, home=False)
+
+
+def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
+    for _ in range(_DEEPEST):
+        passed += layers(app)
+        box = passed[-1]
+        router = router_of(box)
+        if router is None or not _is_plain(router):
+            break
+        if isinstance(box, Starlette):
+            probe["app"] = box
+            # As FastAPI does when it is called.
+            root_path = getattr(box, "root_path", "")
+            if root_path:
+                probe["root_path"] = root_path
+        home = router is getattr(probe.get("app"), "router", None)
+        found = _select(router, probe)
+        if found is None:
+            if router.default == router.not_found:
+                raise _AnswersItselfError
+            # What answers for every other path is an application as any other.
+            app = router.default
+        elif isinstance(found.route, Mount | Host):
+            app = found.route.app
+        else:
+            endpoint = probe.get("endpoint")
+            return Ahead(probe, endpoint, found.effective, passed, home)
+    return Ahead(probe, app, None, passed, home=False)
+
+
+class _Found(NamedTuple):
+    route: Any  # of any release, and of any class
+    effective: Any
+
+
+def _select(router: Router, probe: Scope) -> _Found | None:
+    """Choose as the router will, and note in the scope what it will note."""
+    route, child = _first_match(router, probe)
+    if route is None:
+        if _redirects(router, probe):
+            raise _AnswersItselfError
+        return _select_frontend(router, probe)
+    _merge(probe, child)
+    effective = route
+    while hasattr(route, "original_router"):
+        # From 0.137 on: an included router, which has to be asked again.
+        if not _is_plain(route.original_router):
+            raise LookupError
+        _merge(probe, {"fastapi": {"included_router": route}})
+        _, child, route, context = route._match(probe)  # noqa: SLF001  # see above
+        _merge(probe, child)
+        effective = route
+        if context is not None:
+            _merge(probe, {"fastapi": {"effective_route_context": context}})
+            if getattr(context, "dependant", None) is not None:
+                effective = context
+    if isinstance(route, Route):
+        methods = getattr(effective, "methods", None)
+        if methods and probe["method"] not in methods:
+            raise _AnswersItselfError
+    probe["route"] = route
+    return _Found(route, effective)
+
+
+def _first_match(router: Router, probe: Scope) -> tuple[Any, Scope]:
+    partial: tuple[Any, Scope] = None, {}
+    for route in router.routes:
+        match, child = route.matches(probe)
+        if match is Match.FULL:
+            return route, child
+        if match is Match.PARTIAL and partial[0] is None:
+            partial = route, child
+    return partial
+
+
+def _select_frontend(router: Router, probe: Scope) -> _Found | None:
+    select = getattr(router, "_match_low_priority", None)
+    if select is None:
+        return None
+    match, child, route, context = select(probe)
+    if match is Match.NONE:
+        return None
+    if match is Match.PARTIAL:
+        raise _AnswersItselfError
+    _merge(probe, child)
+    if context is not None:
+        _merge(probe, {"fastapi": {"effective_route_context": context}})
+    return _Found(route, route if context is None else context)
+
+
+def _redirects(router: Router, probe: Scope) -> bool:
+    """Tell whether the path is right but for the slash at its end."""
+    path: str = probe["path"]
+    top = {"/", probe.get("root_path", "") + "/"}
+    if probe["type"] != "http" or not router.redirect_slashes or path in top:
+        return False
+    other = {**probe, "path": path.rstrip("/") if path.endswith("/") else f"{path}/"}
+    return _first_match(router, other)[0] is not None
+
+
+def _merge(probe: Scope, child: Scope) -> None:
+    own = child.get("fastapi")
+    if own is not None:
+        child = {**child, "fastapi": {**probe.get("fastapi", {}), **own}}
+    probe.update(child)
+
+
+def _is_plain(router: Router) -> bool:
+    """Tell whether a router routes as FastAPI's or Starlette's own does."""
+    known = APIRouter if isinstance(router, APIRouter) else Router
+    return all(
+        getattr(type(router), name, None) is getattr(known, name, None)
+        for name in ("__call__", "app", "handle", "matches")
+    )

@@ -3,17 +3,19 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
-from typing import Any, Final, NamedTuple
+import random
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, ExitStack
+from itertools import count
+from typing import Any, Final, NamedTuple, NoReturn
 
 from starlette.requests import HTTPConnection, cookie_parser
 
 from ._fastapi import Scope, effective_route, effective_template
 from .exemptions import is_documentation, is_marked
 from .handlers import HandlerChain
-from .refusal import MaintenanceError, refuse
-from .state import MaintenanceState
+from .refusal import MaintenanceError, prober_of, refuse
+from .state import LONGEST_WAIT, MaintenanceState
 from .stores import StoreError
 from .stores._admission import Admission
 from .switch import Switch
@@ -25,6 +27,8 @@ BYPASS_HEADER: Final = "X-Maintenance-Bypass"
 BYPASS_COOKIE: Final = "maintenance_bypass"
 
 _CACHED_ROUTES: Final = 1024
+
+_numbers: Final = count(1)
 
 
 class Coverage(NamedTuple):
@@ -52,6 +56,9 @@ class Decision:
         detail: What refused clients read when the state has no message.
         retry_after: Seconds, when the state names no end.
 
+    Attributes:
+        key: Under which a door notes in a request's scope what became of it.
+
     """
 
     def __init__(
@@ -61,16 +68,28 @@ class Decision:
         self._handlers = handlers
         self._detail = detail
         self._retry_after = retry_after
+        self._spread = spread
+        self.random: Callable[[], float] = random.random
+        self._probed = False
         self._coverage: dict[tuple[int, int], Coverage] = {}
         self._unreachable = False
+        self.key = f"fastapi_maintenance.{next(_numbers)}"
 
     def take(
-        self, connection: HTTPConnection, stack: AsyncExitStack | None
+        self,
+        connection: HTTPConnection,
+        stack: AsyncExitStack | ExitStack | None,
+        coverage: Coverage | None = None,
     ) -> Coroutine[Any, Any, None] | None:
         """Let a matched request run, counted on the stack, or refuse it.
 
         Nothing is awaited unless it must be: a coroutine more would be felt by every
         request.
+
+        Args:
+            connection: What handlers are asked about.
+            stack: Holds the count; None where this FastAPI has none.
+            coverage: What is true of the route, if it is known already.
 
         Returns:
             None when that is all, else what is left to await.
@@ -79,19 +98,20 @@ class Decision:
             MaintenanceError: If it is refused; or ``WebSocketException``. What is left
                 to await raises them too.
         """
-        coverage = self.coverage(connection.scope)
+        if coverage is None:
+            coverage = self.coverage(connection.scope)
         if coverage.exempt:
             return None
         switch = self.switch
         worker = switch.worker
         if not worker.joined or switch.polled is not None:
-            return self._join(connection, stack, coverage)
+            return self._enter_late(connection, stack, coverage)
         return self._enter(connection, stack, coverage)
 
     def _enter(
         self,
         connection: HTTPConnection,
-        stack: AsyncExitStack | None,
+        stack: AsyncExitStack | ExitStack | None,
         coverage: Coverage,
     ) -> Coroutine[Any, Any, None] | None:
         worker = self.switch.worker
@@ -112,11 +132,31 @@ class Decision:
 
     def error(self, state: MaintenanceState) -> MaintenanceError:
         """Return a new error for a state."""
+        wait = state.wait_seconds(self.switch.clock(), self._retry_after)
+        if self._spread:
+            wait = min(wait + int(wait * self._spread * self.random()), LONGEST_WAIT)
         return MaintenanceError(
-            state.message or self._detail,
-            retry_after=state.wait_seconds(self.switch.clock(), self._retry_after),
-            state=state,
+            state.message or self._detail, retry_after=wait, state=state
         )
+
+    def refuse(self, scope: Scope, state: MaintenanceState) -> NoReturn:
+        """Refuse a connection; warn once if it is a health check.
+
+        Raises:
+            MaintenanceError: Always; or ``WebSocketException``.
+
+        """
+        if not self._probed:
+            prober = prober_of(scope)
+            if prober is not None:
+                self._probed = True
+                logger.warning(
+                    "a health check (%r) is refused at %r, and may have this service"
+                    " restarted or taken out: mark its endpoint @maintenance_exempt",
+                    prober,
+                    scope["path"],
+                )
+        refuse(scope, self.error(state))
 
     def coverage(self, scope: Scope) -> Coverage:
         """Return what is true of the matched route, from a bounded cache."""
@@ -143,21 +183,33 @@ class Decision:
                 self._coverage[key] = known
         return known
 
-    async def _join(
-        self,
-        connection: HTTPConnection,
-        stack: AsyncExitStack | None,
-        coverage: Coverage,
-    ) -> None:
+    async def join(self) -> bool:
+        """Be ready to decide, and say once in the log when that fails."""
         try:
             await self.switch.join()
         except StoreError as error:
             if not self._unreachable:
                 logger.error("refusing until the state is known: %s", error)
             self._unreachable = True
-            # A worker that could join and has not admits nothing.
-            refuse(connection.scope, self.error(MaintenanceState(active=True)))
+            return False
         self._unreachable = False
+        return True
+
+    def unknown(self) -> MaintenanceError:
+        """Return the error while the state has never been known.
+
+        A worker that could join and has not admits nothing.
+        """
+        return self.error(MaintenanceState(active=True))
+
+    async def _enter_late(
+        self,
+        connection: HTTPConnection,
+        stack: AsyncExitStack | ExitStack | None,
+        coverage: Coverage,
+    ) -> None:
+        if not await self.join():
+            refuse(connection.scope, self.unknown())
         pending = self._enter(connection, stack, coverage)
         if pending is not None:
             await pending
@@ -173,11 +225,11 @@ class Decision:
             if exempt:
                 return
             admission.release()
-            refuse(connection.scope, self.error(state))
+            self.refuse(connection.scope, state)
 
     def _refuse_at_once(self, scope: Scope, state: MaintenanceState) -> None:
         if self.switch.in_force(state) and not _lets_in(state, scope):
-            refuse(scope, self.error(state))
+            self.refuse(scope, state)
 
 
 def _lets_in(state: MaintenanceState, scope: Scope) -> bool:
