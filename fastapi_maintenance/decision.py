@@ -55,6 +55,7 @@ class Decision:
         handlers: Who else is let through.
         detail: What refused clients read when the state has no message.
         retry_after: Seconds, when the state names no end.
+        spread: The fraction by which ``Retry-After`` is lengthened at random.
 
     Attributes:
         key: Under which a door notes in a request's scope what became of it.
@@ -62,7 +63,12 @@ class Decision:
     """
 
     def __init__(
-        self, switch: Switch, handlers: HandlerChain, detail: str, retry_after: int
+        self,
+        switch: Switch,
+        handlers: HandlerChain,
+        detail: str,
+        retry_after: int,
+        spread: float = 0.0,
     ) -> None:
         self.switch = switch
         self._handlers = handlers

@@ -14,7 +14,7 @@ from .decision import Decision
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
 from .inventory import warn_of_mounts
-from .refusal import DEFAULT_DETAIL, openapi_responses
+from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState, check_text, whole_seconds
 from .stores import Store, describe, open_store
 from .stores._admission import Admission
@@ -39,6 +39,8 @@ class MaintenanceGuard:
         detail: What refused clients read when the state has no message.
         retry_after: Seconds for ``Retry-After`` when the state names no end that is
             ahead.
+        retry_spread: Lengthens each ``Retry-After`` by a random part of this fraction,
+            from 0 to 1, so that clients do not all return in the same second.
         handler_timeout: Seconds after which a handler has not said ``True``.
         on_change: Called with the new state, once per change and worker, from the
             thread that noticed it.
@@ -68,6 +70,7 @@ class MaintenanceGuard:
         exempt_handler: ExemptHandlers = None,
         detail: str = DEFAULT_DETAIL,
         retry_after: int | timedelta = 60,
+        retry_spread: float = 0.0,
         handler_timeout: float = 2.0,
         on_change: Callable[[MaintenanceState], object] | None = None,
     ) -> None:
@@ -95,6 +98,7 @@ class MaintenanceGuard:
             HandlerChain(exempt_handler, handler_timeout),
             detail,
             whole_seconds(retry_after, "retry_after"),
+            fraction(retry_spread, "retry_spread"),
         )
         if on_change is not None:
             self._switch.worker.listen(on_change)

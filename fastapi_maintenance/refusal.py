@@ -11,6 +11,7 @@ from .state import MaintenanceState
 DEFAULT_DETAIL: Final = "Service temporarily unavailable due to maintenance"
 
 _DENIAL: Final = "websocket.http.response"
+_PROBERS: Final = (b"kube-probe/", b"ELB-HealthChecker/", b"GoogleHC/")
 _TRY_AGAIN_LATER: Final = 1013
 
 
@@ -50,6 +51,30 @@ class MaintenanceError(HTTPException):
                 "Cache-Control": "no-store",
             },
         )
+
+
+def prober_of(scope: Scope) -> str | None:
+    """Return how a known health checker names itself, if one is asking."""
+    for name, value in scope["headers"]:
+        if name == b"user-agent" and value.startswith(_PROBERS):
+            text: str = value[:80].decode("latin-1")
+            return text
+    return None
+
+
+def fraction(value: float, name: str) -> float:
+    """Return a number from 0 to 1.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is less, more or not finite.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, as 0.1, not {value!r}")
+    return float(value)
 
 
 def refuse(scope: Scope, error: MaintenanceError) -> NoReturn:
