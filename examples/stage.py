@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
 HERE = Path(__file__).parent
+Process = subprocess.Popen[bytes]
 PATIENCE = 20.0
 """Seconds after which something that has to happen soon has not happened."""
 
@@ -65,10 +67,12 @@ class Stage:
             self.command("status", "--json"),
             env=self.environment,
             cwd=HERE.parent,
-            check=True,
+            check=False,
             capture_output=True,
             text=True,
         )
+        if done.returncode:
+            raise StageError(f"`fastapi-maintenance status` failed: {done.stderr}")
         workers: list[dict[str, Any]] = json.loads(done.stdout)["workers"]
         return workers
 
@@ -131,12 +135,12 @@ class Traffic:
         for thread in self._threads:
             thread.join()
 
-    def between(self, begin: float, end: float) -> set[int]:
+    def between(self, begin: float, end: float) -> list[int]:
         """Return the statuses of all requests that were sent in a stretch of time."""
-        return {status for sent, status in list(self.seen) if begin <= sent <= end}
+        return [status for sent, status in list(self.seen) if begin <= sent <= end]
 
     def _ask(self, turn: int) -> None:
-        while not self._stop.wait(0.02):
+        while not self._stop.wait(0.04):
             sent = time.monotonic()
             answer = self._stage.send("GET", "/products", turn=turn)
             self.seen.append((sent, answer.status))
@@ -187,13 +191,17 @@ def staged(*, redis: bool) -> Iterator[Stage]:
         ports = [free_port() for _ in range(2 if redis else 1)]
         stage = Stage(ports, environment, key, workers=2 * len(ports))
         log = stack.enter_context((folder / "uvicorn.log").open("w+"))
+        servers: list[Process] = []
         for port in ports:
             line = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE)]
             line += ["shop.app:app", "--port", str(port), "--workers", "2"]
             line += ["--log-level", "warning"]
-            stack.enter_context(running(line, environment, log.fileno()))
+            servers.append(
+                stack.enter_context(running(line, environment, log.fileno()))
+            )
         try:
-            wait_until(lambda: stage.send("GET", "/health").status == 200, "served")
+            for turn, server in enumerate(servers):
+                wait_until(partial(serves, stage, turn, server), "served")
             wait_until(lambda: len(stage.rows()) == stage.workers, "joined")
         except StageError:
             log.seek(0)
@@ -205,13 +213,13 @@ def staged(*, redis: bool) -> Iterator[Stage]:
 @contextmanager
 def running(
     line: Sequence[str], environment: Mapping[str, str], log: int
-) -> Iterator[None]:
+) -> Iterator[Process]:
     """Run a server, with all processes that it starts, for the time of a block."""
     process = subprocess.Popen(
         line, env=environment, stdout=log, stderr=log, start_new_session=True
     )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -238,6 +246,13 @@ def redis_server(folder: Path) -> Iterator[str]:
     with running(line, os.environ, subprocess.DEVNULL):
         wait_until(lambda: _answers(port), "answered (redis-server)")
         yield f"redis://:{password}@127.0.0.1:{port}/0?prefix=shop"
+
+
+def serves(stage: Stage, turn: int, server: Process) -> bool:
+    """Tell whether a server answers; one that has ended never will."""
+    if server.poll() is not None:
+        raise StageError(f"uvicorn ended with code {server.returncode}")
+    return stage.send("GET", "/health", turn=turn).status == 200
 
 
 def wait_until(happened: Callable[[], bool], what: str) -> None:

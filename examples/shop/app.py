@@ -29,6 +29,7 @@ app = FastAPI(
 app.add_middleware(
     CORSMiddleware,
     allow_origins=["https://shop.example"],
+    allow_methods=["GET", "POST"],
     # Scripts of a page on another origin see no header that is not named here.
     expose_headers=["Retry-After"],
 )
