@@ -207,7 +207,7 @@ async def _watch(switch: Switch, plan: Plan) -> EventStream:
             ' "at" to see it drained'
         )
     roster = await switch.source.roster(switch.name)
-    fenced = Fenced(state=state, before=state, roster=roster, own={}, holder=None)
+    fenced = Fenced(state=state, before=state, roster=roster, own=dict, holder=None)
 
     async def drain(feed: Feed) -> None:
         started = time.monotonic()

@@ -202,6 +202,10 @@ class Fence:
             # never be completed by waiting: whoever is missing is unknown.
             self._blind = not self._whole or not self.before.whole
             self._first = False
+        elif roster.generation == self._generation and not roster.whole:
+            # It was not whole when it was seen to be: a worker of an earlier one
+            # has come back and said so.
+            self._blind = True
         if self._whole:
             # As long as the roster stands, a row leaves it only by a clean
             # leave or a proof of death.

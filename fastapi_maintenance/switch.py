@@ -135,7 +135,7 @@ class Fenced:
         state: The published state.
         before: The state that it replaced.
         roster: The workers from before the publication.
-        own: Per worker, the counted requests that wait here themselves.
+        own: Returns, per worker, the counted requests that wait here themselves.
         holder: The name under which it is held, if it is.
 
     """
@@ -143,7 +143,7 @@ class Fenced:
     state: MaintenanceState
     before: MaintenanceState
     roster: Roster
-    own: Mapping[str, int]
+    own: Callable[[], Mapping[str, int]]
     holder: str | None
 
 
@@ -300,7 +300,6 @@ class Switch:
             StoreError: If the store cannot be read or set.
 
         """
-        own = {self.worker.id: self.worker.own()} if self.worker.joined else {}
         roster = await self.source.roster(self.name)
         before = MaintenanceState()
 
@@ -314,7 +313,12 @@ class Switch:
             return plan.fenced(_joined(present, order, holder, now), now)
 
         state = await self.source.publish(self.name, change)
-        return Fenced(state=state, before=before, roster=roster, own=own, holder=holder)
+        return Fenced(
+            state=state, before=before, roster=roster, own=self._own, holder=holder
+        )
+
+    def _own(self) -> Mapping[str, int]:
+        return {self.worker.id: self.worker.own()} if self.worker.joined else {}
 
     async def wait(
         self, fenced: Fenced, plan: Plan, *, look: Look | None = None

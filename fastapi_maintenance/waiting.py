@@ -89,7 +89,7 @@ async def wait_until_drained(
     before: Roster,
     plan: Plan,
     *,
-    own: Mapping[str, int],
+    own: Callable[[], Mapping[str, int]],
     holder: str | None = None,
     look: Look | None = None,
 ) -> DrainReport:
@@ -101,7 +101,7 @@ async def wait_until_drained(
         state: What was published, with its epoch.
         before: The roster from before the publication.
         plan: How long and for whom to wait.
-        own: Per worker, the counted requests that wait here themselves.
+        own: Returns, per worker, the counted requests that wait here themselves.
         holder: The waiter's own hold; a later state that keeps it, and is no
             looser, does not end the wait.
         look: Called with each look, to show it.
@@ -116,10 +116,12 @@ async def wait_until_drained(
         workers=plan.workers,
         vouched=plan.vouched,
         before=before,
-        own=own,
     )
     while True:
         roster = await source.roster(name)
+        # After the rows: a request that has ended since must not take another one
+        # out of the count.
+        fence.own = own()
         outcome, reason = fence.judge(roster)
         if look is not None:
             look(roster, outcome, reason)

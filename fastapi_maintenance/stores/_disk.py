@@ -8,9 +8,12 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from ._descriptors import drop, keep
 
 try:
     import fcntl
@@ -20,6 +23,9 @@ except ImportError:  # Windows has no flock: state only, nothing is counted ther
 HAS_LOCKS: Final = bool(fcntl) and hasattr(os, "pread")
 
 SIZE_LIMIT: Final = 64 * 1024
+
+LOCK_PATIENCE: Final = 10.0
+"""Seconds to wait for a writer that may have been stopped while it wrote."""
 
 # Page cache and locks of these are one kernel's own, so that a lock that is free
 # means that its holder is gone. Network and pass-through systems emulate both.
@@ -140,7 +146,18 @@ def give_to_owner_of(directory: Path, descriptor: int) -> None:
     if os.geteuid() == 0:
         owner = directory.stat()
         if (owner.st_uid, owner.st_gid) != (0, 0):
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            # Root in a user namespace may not know that owner: nothing is lost then.
+            with contextlib.suppress(OSError):
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def same_file(path: Path, descriptor: int) -> bool:
+    """Tell whether a path still leads to an open file."""
+    try:
+        found, ours = os.stat(path), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (found.st_ino, found.st_dev) == (ours.st_ino, ours.st_dev)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
@@ -164,20 +181,35 @@ def unlock(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, mode: int = 0o600) -> Iterator[None]:
+def locked(path: Path, patience: float = LOCK_PATIENCE) -> Iterator[None]:
     """Hold a lock file, waiting for whoever has it.
 
     Raises:
+        TimeoutError: If somebody else has it for too long.
         OSError: If the file cannot be opened or locked.
 
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-    try:
-        give_to_owner_of(path.parent, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    limit = time.monotonic() + patience
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    while True:
+        descriptor = keep(lambda: os.open(path, flags, 0o600))
+        try:
+            give_to_owner_of(path.parent, descriptor)
+            while not try_lock(descriptor):
+                if time.monotonic() >= limit:
+                    raise TimeoutError(
+                        errno.ETIMEDOUT, "another process holds the lock", str(path)
+                    )
+                time.sleep(0.002)
+            # Whoever waited for a file that was deleted meanwhile holds nothing.
+            if same_file(path, descriptor):
+                yield
+                return
+        finally:
+            # Closing alone would leave it locked by a child that forked just now.
+            with contextlib.suppress(OSError):
+                unlock(descriptor)
+            drop(descriptor)
 
 
 def foreign_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

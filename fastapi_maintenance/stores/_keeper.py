@@ -8,6 +8,7 @@ import threading
 import weakref
 from typing import Final
 
+from . import StoreError
 from ._member import FileLink
 from ._worker import Worker
 
@@ -25,11 +26,12 @@ class FileWorker(Worker):
     def __init__(self, link: FileLink, title: str) -> None:
         super().__init__(link, title)
         self._keeper: threading.Event | None = None
-        weakref.finalize(self, _abandon, link, os.getpid())
+        # Not at exit, where other threads may still work: the kernel then lets go
+        # of the row when the process has really ended.
+        weakref.finalize(self, _abandon, link).atexit = False
 
-    def join(self, patience: float = 2.0) -> None:
+    def _joins(self) -> None:
         self.link.worker_id = self.id
-        super().join(patience)
         if self._keeper is None:
             self._keeper = threading.Event()
             threading.Thread(
@@ -41,15 +43,39 @@ class FileWorker(Worker):
 
     def leave(self) -> None:
         super().leave()
-        if not self.joined and self._keeper is not None:
-            self._keeper.set()
-            self._keeper = None
+        with self._joining:
+            if not self.joined and self._keeper is not None:
+                self._keeper.set()
+                self._keeper = None
 
-    def rejoin(self) -> None:
-        """Make the row anew, with everything that is in flight."""
-        with self._lock:
-            if self.joined:
-                self.link.enlist_again(len(self.current), len(self.old))
+    def tend(self) -> None:
+        """Look after the row, and make it anew where it was lost."""
+        # Neither joining nor leaving meanwhile: both open and close what is written.
+        with self._joining:
+            if not self.joined:
+                return
+            _, _, oldest = self.counts()
+            with self._lock:
+                stands = self.link.tend(oldest)
+            if not stands:
+                self._rejoin()
+        self.refresh()
+
+    def _rejoin(self) -> None:
+        # The writers' lock first: requests do not wait for whoever has it.
+        try:
+            with self.link.enlisting() as why:
+                if why:
+                    raise StoreError(why)
+                with self._lock:
+                    self.link.enlist_again(len(self.current), len(self.old))
+                    news = self.link.news()
+                    if news is not None:
+                        self._adopt(news)
+                    else:
+                        self.link.adopted(self.state.epoch)
+        except (OSError, StoreError) as error:
+            self.link.lost_its_row(error)
 
     def _forked(self) -> None:
         self._keeper = None  # The thread stayed in the parent.
@@ -62,17 +88,13 @@ def _keep(reference: weakref.ref[FileWorker], stop: threading.Event) -> None:
         if worker is None:
             return
         try:
-            _, _, oldest = worker.counts()
-            if not worker.link.tend(oldest):
-                worker.rejoin()
-            worker.refresh()
+            worker.tend()
         except Exception:
             logger.exception("the keeper of a maintenance worker failed; it goes on")
         del worker
 
 
-def _abandon(link: FileLink, pid: int) -> None:
-    # At exit, or when the last guard is gone. A row with work in flight stays: the
-    # kernel will tell when the process has really ended.
-    if os.getpid() == pid and link.counts == (0, 0):
+def _abandon(link: FileLink) -> None:
+    # The last guard is gone, and nothing is in flight: work holds its worker.
+    if os.getpid() == link.process:
         link.leave()

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..state import MaintenanceState, StateFormatError
+from ..state import MaintenanceState
 from . import StoreError
-from ._disk import HAS_LOCKS, UntrustedFileError, read_small, try_lock
+from ._descriptors import drop, keep
+from ._disk import HAS_LOCKS, try_lock
+from ._epoch import WORD, EpochFile
+from ._presence import UNCOUNTED, announce
 from ._process import ProcessIdentity
-from ._slots import WORD, EpochFile, Slot, slot_path
+from ._slots import Slot, slot_path
+from ._view import Complaints, Place, StateView, place_of
 
 if TYPE_CHECKING:
     from .file import FileStore
-
-logger = logging.getLogger("fastapi_maintenance")
-
-Signature = tuple[int, int, int]
 
 
 class FileLink:
@@ -33,18 +33,19 @@ class FileLink:
     def __init__(self, store: FileStore, name: str) -> None:
         self._store = store
         self._name = name
-        self._path = store.run.state_path(name)
+        self._complaints = Complaints()
+        self._view = StateView(store.run.state_path(name), self._complaints)
         self._slot: Slot | None = None
         self._epoch: EpochFile | None = None
         self._word = b""
-        self._state = MaintenanceState()
-        self._known = False
-        self._signature: Signature | None = None
-        self._home: tuple[int, int] | None = None
         self._look = False
+        # The directory that has the row, and the one that is held as uncounted.
+        self._place: Place | None = None
+        self._held: Place | None = None
         self._presence: int | None = None
-        self._complaint = ""
+        self._announced: int | None = None
         self.worker_id = ""
+        self.process = os.getpid()
         self.counts = (0, 0)
 
     @property
@@ -53,25 +54,31 @@ class FileLink:
         return self._slot is not None
 
     def join(self, patience: float) -> MaintenanceState:
+        self.process = os.getpid()
         try:
-            why = self._store.run.prepare()
-            if not why:
-                self._enlist(lost=False)
+            with self.enlisting() as why:
+                if not why:
+                    self._enlist(lost=False)
         except (OSError, StoreError) as error:
             why = str(error)
         if why:
             self.stand_aside(why)
-        self._known = False
-        self._home = _place(self._store.path)
+        self._place = place_of(self._store.path)
+        self._view.begin()
         self._read()
-        return self._state
+        return self._view.state
 
     def leave(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._slot is not None:
-                self._slot.remove()
-        self._slot = None
-        self._drop()
+        # The name before the row: a name without one is a worker that lost it.
+        if self._announced is not None:
+            drop(self._announced)
+        if self._slot is not None:
+            self._slot.remove()
+        if self._epoch is not None:
+            self._epoch.close()
+        if self._presence is not None:
+            drop(self._presence)
+        self.forked()
 
     def count(self, current: int, old: int) -> None:
         self.counts = (current, old)
@@ -85,9 +92,10 @@ class FileLink:
                 self.stand_aside(f"cannot write its row: {error}")
 
     def news(self) -> MaintenanceState | None:
-        before = self._state
+        view = self._view
+        before = view.state
         if self._epoch is None:
-            if self._changed():
+            if self._look or view.changed():
                 self._read()
         else:
             found = self._epoch.read()
@@ -95,7 +103,7 @@ class FileLink:
                 self._word = found if len(found) == WORD else self._word
                 self._read()
         self._look = False
-        return self._state if self._state is not before else None
+        return view.state if view.state is not before else None
 
     def adopted(self, epoch: int) -> None:
         if self._slot is not None:
@@ -103,13 +111,11 @@ class FileLink:
                 self._slot.seen(epoch)
 
     def forked(self) -> None:
-        # The lock belongs to the open file, which the child shares: kept open
-        # here, it would keep a dead parent alive.
-        for part in (self._slot, self._epoch):
-            if part is not None:
-                os.close(part.descriptor)
+        # In a child, their descriptors are closed: they belong to the parent alone.
         self._slot = self._epoch = None
-        self._drop()
+        self._presence = self._announced = self._held = None
+        self._word = b""
+        self.counts = (0, 0)
 
     def tend(self, oldest: tuple[str, float] | None) -> bool:
         """Do what no request would: show the oldest request, see a hand edit.
@@ -118,158 +124,146 @@ class FileLink:
             Whether the row still stands where coordinators look for it.
 
         """
+        self._look = self._view.tend() or self._look
+        place = place_of(self._store.path)
         if self._slot is None or self._epoch is None:
+            if place != self._held:
+                self._hold_presence()
             return True
+        if place != self._place or not (self._slot.stands() and self._epoch.stands()):
+            return False
         with contextlib.suppress(OSError):
             self._slot.oldest(oldest)
-        self._look = self._look or self._changed()
-        whole = len(self._epoch.read()) == WORD
-        return whole and self._slot.stands() and self._epoch.stands()
+        return True
+
+    @contextlib.contextmanager
+    def enlisting(self) -> Iterator[str]:
+        """Hold the writers' lock of a directory that is made if it is missing.
+
+        Yields:
+            Why workers cannot be counted there, or ``""``.
+
+        Raises:
+            OSError: If it cannot be made or locked.
+
+        """
+        run = self._store.run
+        why = run.prepare()
+        with contextlib.nullcontext() if why else run.writing():
+            yield why
 
     def enlist_again(self, current: int, old: int) -> None:
         """Join a roster that was made anew, with what is in flight.
 
-        Called with the worker's lock held, so that no count changes meanwhile.
+        Called with the writers' lock and the worker's own held, so that no count
+        changes meanwhile.
+
+        Raises:
+            OSError: If the row cannot be made; the one before is kept.
+
         """
         self.counts = (current, old)
-        before, self._slot = self._slot, None
-        try:
-            self._store.run.prepare()
-            self._enlist(lost=True)
-            if self._home != _place(self._store.path):
-                self._store.restore(self._name, self._state)
-                self._home = _place(self._store.path)
-        except (OSError, StoreError) as error:
-            self._slot = before
-            self._say(
-                f"lost its row in {self._store.run_dir} and cannot make it anew: {error}"
-            )
-            return
-        if before is not None:
-            os.close(before.descriptor)
+        view = self._view
+        if self._epoch is not None and self._epoch.number > view.state.epoch:
+            # What was published last was lost before this worker had read it.
+            view.close(self._epoch.number, f"{view.path} was lost")
+        self._enlist(lost=True)
+        self._place = place_of(self._store.path)
         self._look = True
+        self._complaints.mended(self._store.run_dir)
+
+    def lost_its_row(self, error: Exception) -> None:
+        """Say that a row is gone and cannot be made anew."""
+        run_dir = self._store.run_dir
+        self._complaints.say(
+            run_dir,
+            f"maintenance: lost the row in {run_dir} and cannot make it anew: {error}",
+        )
 
     def _enlist(self, *, lost: bool) -> None:
-        store = self._store
-        with store.run.writing():
-            epoch = store.run.open_epoch(self._name, self._state.epoch, lost=lost)
-            if lost and (
-                self._epoch is None or epoch.generation != self._epoch.generation
-            ):
-                # Others of the old roster may not have come back yet.
-                epoch.set_whole(False)
+        store, view, before = self._store, self._view, (self._slot, self._epoch)
+        epoch = store.run.open_epoch(self._name, view.state.epoch, lost=lost)
+        try:
+            if lost:
+                view.write_back()
+                if self._epoch is None or epoch.generation != self._epoch.generation:
+                    # Others of the old roster may not have come back yet.
+                    epoch.set_whole(False)
+            if epoch.number < view.state.epoch:
+                # What this worker has seen must not pass for what is yet to come.
+                epoch.publish(view.state.epoch)
+            if self._announced is None:
+                self._announced = announce(
+                    store.path, self._name, self.worker_id, store.run.digest
+                )
             self._slot = Slot(
                 slot_path(store.run_dir, self._name, self.worker_id),
                 ProcessIdentity.own(),
                 generation=epoch.generation,
                 current=self.counts[0],
                 old=self.counts[1],
-                seen=self._state.epoch if lost else 0,
             )
-        if self._epoch is not None:
-            self._epoch.close()
+        except BaseException:
+            epoch.close()
+            raise
         self._epoch = epoch
         self._word = epoch.read()
+        for part in before:
+            if part is not None:
+                drop(part.descriptor)
 
     def stand_aside(self, why: str) -> None:
         # Seen as uncounted before it is no longer seen as counted.
         held = self._hold_presence()
         slot, self._slot = self._slot, None
-        if slot is not None and held:
-            with contextlib.suppress(OSError):
+        if slot is not None:
+            if held:
                 slot.remove()
-        remedy = (
-            f"make {self._store.path} writable for this user, or set"
-            " FASTAPI_MAINTENANCE_STORE to another place, and restart"
-        )
-        self._say(
-            f"maintenance: this worker is not counted, so that no drain can vouch for"
-            f" it{'' if held else ' or even see it'}: {why}; {remedy}"
+            else:
+                slot.spoil()
+        if self._epoch is not None:
+            # From now on the state file itself is looked at: nobody would notice
+            # when the epoch file is another.
+            self._epoch.close()
+            self._epoch = None
+        self._view.doubt()
+        path = self._store.path
+        self._complaints.say(
+            path,
+            "maintenance: this worker is not counted, so that no drain can vouch for"
+            f" it{'' if held else ' or even see it'}: {why}; make {path} writable for"
+            " this user, or set FASTAPI_MAINTENANCE_STORE to another place, and"
+            " restart",
         )
 
     def _hold_presence(self) -> bool:
-        if self._presence is not None or not HAS_LOCKS:
-            return self._presence is not None
+        """Hold a lock and a name that say: here is one who cannot be counted."""
+        path = self._store.path
+        name = announce(path, self._name, self.worker_id, UNCOUNTED)
+        if name is not None:
+            if self._announced is not None:
+                drop(self._announced)
+            self._announced = name
+        place = place_of(path)
+        if not HAS_LOCKS or (self._presence is not None and place == self._held):
+            return HAS_LOCKS
         try:
-            descriptor = os.open(self._store.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = keep(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             return False
         for _ in range(50):
-            # A coordinator's own probe holds the lock for microseconds.
-            if try_lock(descriptor, shared=True):
-                self._presence = descriptor
-                return True
+            with contextlib.suppress(OSError):
+                # A coordinator's own probe holds the lock for microseconds.
+                if try_lock(descriptor, shared=True):
+                    before, self._presence = self._presence, descriptor
+                    self._held = place
+                    if before is not None:
+                        drop(before)
+                    return True
             time.sleep(0.001)
-        os.close(descriptor)
+        drop(descriptor)
         return False
 
-    def _changed(self) -> bool:
-        return _signature(self._path) != self._signature
-
     def _read(self) -> None:
-        published = int.from_bytes(self._word, "little") if self._epoch else 0
-        newest = max(published, self._state.epoch)
-        self._signature = _signature(self._path)
-        try:
-            found = read_small(self._path)
-            if found is not None:
-                state = MaintenanceState.from_json(found[0])
-            elif self._known and _place(self._store.path) != self._home:
-                return  # The directory vanished, or is another: the last state holds.
-            else:
-                state = MaintenanceState()
-        except (OSError, StateFormatError) as error:
-            self._unreadable(error, published)
-            return
-        if self._complaint:
-            logger.warning("maintenance: %s can be read again", self._path)
-        self._complaint = ""
-        state = state.but(epoch=max(newest, state.epoch))
-        if state != self._state:
-            self._state = state
-        self._home = _place(self._store.path)
-        self._known = True
-
-    def _unreadable(self, error: Exception, published: int) -> None:
-        corrupt = isinstance(error, UntrustedFileError | StateFormatError)
-        newer = published > self._state.epoch
-        if (corrupt and not self._known) or newer:
-            # Something was published that this worker does not know: closed.
-            self._state = MaintenanceState(
-                epoch=max(published, self._state.epoch), active=True, begun=True
-            )
-            then = "refusing until it can be read"
-        else:
-            then = "keeping the last state" if self._known else "maintenance is off"
-        self._known = self._known or corrupt
-        self._say(f"maintenance: cannot read {self._path} ({error}); {then}")
-
-    def _say(self, text: str) -> None:
-        if text != self._complaint:
-            logger.error("%s", text)
-        self._complaint = text
-
-    def _drop(self) -> None:
-        if self._epoch is not None:
-            self._epoch.close()
-        if self._presence is not None:
-            os.close(self._presence)
-        self._epoch = self._presence = None
-        self._word = b""
-        self._signature = None
-
-
-def _place(path: os.PathLike[str]) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _signature(path: os.PathLike[str]) -> Signature | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+        published = int.from_bytes(self._word, "little") if self._epoch else None
+        self._view.read(published)

@@ -27,7 +27,7 @@ class ProcessIdentity:
         started: When it started, in clock ticks since its boot.
         boot: The kernel's boot id.
         machine: The installation's id, which outlives a boot.
-        namespace: The pid namespace.
+        namespace: The namespaces that give pids and start times their meaning.
 
     """
 
@@ -44,7 +44,7 @@ class ProcessIdentity:
         return cls(
             host=socket.gethostname(),
             pid=os.getpid(),
-            started=_start_time(os.getpid(), proc),
+            started=_start_time("self", proc),
             boot=_text(proc / "sys/kernel/random/boot_id"),
             machine=_text(Path("/etc/machine-id")),
             namespace=_namespace(proc),
@@ -63,13 +63,7 @@ class ProcessIdentity:
 
         """
         if not self.same_boot(observer):
-            # The same installation under another boot has been restarted since.
-            return bool(
-                self.boot
-                and observer.boot
-                and self.machine
-                and self.machine == observer.machine
-            )
+            return False
         if not self.namespace or self.namespace != observer.namespace:
             return False
         try:
@@ -78,28 +72,59 @@ class ProcessIdentity:
             return True
         except PermissionError:
             pass
-        # A start time that cannot be read (hidepid) is no proof.
-        started = _start_time(self.pid, proc)
+        # A start time that cannot be read (hidepid) is no proof, nor is one from the
+        # process table of another namespace, whose numbers mean other processes.
+        if not _is_own_table(proc):
+            return False
+        started = _start_time(str(self.pid), proc)
         return bool(started and self.started and started != self.started)
+
+    def restarted(self, observer: ProcessIdentity) -> bool:
+        """Tell whether the observer's installation has been booted since.
+
+        Clones of a machine share its id, so this proves the end of a process only
+        where two running machines cannot have met: on a local file system.
+        """
+        return bool(
+            self.boot
+            and observer.boot
+            and self.boot != observer.boot
+            and self.machine
+            and self.machine == observer.machine
+        )
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
         return ""
 
 
 def _namespace(proc: Path) -> str:
     try:
-        return os.readlink(proc / "self/ns/pid")
+        pids = os.readlink(proc / "self/ns/pid")
     except OSError:
         return ""
+    try:
+        # Start times are shifted by the reader's own time namespace.
+        return f"{pids} {os.readlink(proc / 'self/ns/time')}"
+    except OSError:
+        return pids
 
 
-def _start_time(pid: int, proc: Path) -> str:
+def _is_own_table(proc: Path) -> bool:
+    # One number: seen from the table's namespace, this process is in no inner one.
+    for line in _text(proc / "self/status").splitlines():
+        name, _, numbers = line.partition(":")
+        if name == "NSpid":
+            return numbers.split() == [str(os.getpid())]
+    return False
+
+
+def _start_time(process: str, proc: Path) -> str:
     # Field 22 of stat(5); the command's name, field 2, may hold spaces.
-    stat = _text(proc / str(pid) / "stat")
+    stat = _text(proc / process / "stat")
     _, _, rest = stat.rpartition(")")
     values = rest.split()
     return values[19] if len(values) > 19 else ""

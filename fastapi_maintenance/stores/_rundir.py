@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import time
 from pathlib import Path
 from typing import Final
 
 from ..fence import Roster, WorkerRow
 from ..state import MaintenanceState, StateFormatError
+from ._descriptors import drop, keep
 from ._disk import (
     HAS_LOCKS,
     foreign_file_system,
@@ -19,8 +23,10 @@ from ._disk import (
     unlock,
     write_atomic,
 )
+from ._epoch import EpochFile
+from ._presence import UNCOUNTED, announced, digest_of
 from ._process import ProcessIdentity
-from ._slots import EpochFile, read_rows
+from ._slots import WORKER_ID, Sight, highest_seen, read_rows
 
 _LOCK: Final = "writer.lock"
 
@@ -37,7 +43,9 @@ class RunDirectory:
     def __init__(self, path: Path, run_dir: Path) -> None:
         self.path = path
         self.run_dir = run_dir
-        self._seen: dict[str, ProcessIdentity] = {}
+        self.digest = digest_of(run_dir)
+        self._seen: dict[str, dict[str, ProcessIdentity]] = {}
+        self._judged: dict[str, str] = {}
 
     def prepare(self) -> str:
         """Make the directories where they are missing.
@@ -49,7 +57,7 @@ class RunDirectory:
             OSError: If they cannot be made.
 
         """
-        if not self.path.is_dir():
+        if not _stands(self.path):
             make_directory(self.path, 0o755)
             with contextlib.suppress(OSError):
                 write_atomic(self.path / ".gitignore", b"*\n", 0o644)
@@ -85,10 +93,25 @@ class RunDirectory:
             found = read_small(self.state_path(name))
             if found is not None:
                 floor = max(floor, MaintenanceState.from_json(found[0]).epoch)
+        floor = max(floor, highest_seen(self.run_dir, name))
+        # Before the file: whoever is killed in between has lost a roster of nobody,
+        # while the other way round the next loss would go unnoticed.
+        self.leave_trace(name)
         EpochFile.create(path, floor, whole=not lost)
+        try:
+            return EpochFile(path)
+        except ValueError as error:
+            raise OSError(str(error)) from error
+
+    def leave_trace(self, name: str) -> None:
+        """Note beside the state that this boot has a roster, where that can be written.
+
+        It cannot where only root may set the state. Whoever publishes can.
+        """
         boot = ProcessIdentity.own().boot.encode()
-        write_atomic(self._trace(name), boot, 0o644)
-        return EpochFile(path)
+        with contextlib.suppress(OSError):
+            if not self._trace(name).exists() or self._trace(name).read_bytes() != boot:
+                write_atomic(self._trace(name), boot, 0o644)
 
     def state_path(self, name: str) -> Path:
         """Return the state file of a switch."""
@@ -101,26 +124,60 @@ class RunDirectory:
             OSError: If they cannot be read. Never fewer rows.
 
         """
-        if not self.run_dir.is_dir() or not HAS_LOCKS:
-            whole = HAS_LOCKS and not self._had_roster(name)
-            return Roster(generation="", rows=(), epoch=0, whole=whole)
+        if not HAS_LOCKS:
+            return Roster(generation="", rows=(), epoch=0, whole=False)
+        if not _stands(self.run_dir):
+            ghosts, uncounted = self._unlisted(name, set())
+            uncounted = uncounted or (_stands(self.path) and self._has_uncounted())
+            whole = not ghosts and not self._had_roster(name)
+            return Roster(
+                generation="",
+                rows=tuple(ghosts),
+                epoch=0,
+                whole=whole,
+                uncounted=uncounted,
+            )
         observer = ProcessIdentity.own()
+        foreign = bool(foreign_file_system(self.run_dir))
         with self.writing():
             epoch = self.open_epoch(name)
-            number = int.from_bytes(epoch.read(), "little")
-            generation, whole = epoch.generation, epoch.whole
+            sight = Sight(
+                observer=observer,
+                generation=epoch.generation,
+                epoch=epoch.number,
+                coherent=not foreign,
+            )
+            whole = epoch.whole
             epoch.close()
-            rows, identities = read_rows(self.run_dir, name, observer, generation)
-            uncounted = self._has_uncounted()
-        foreign = bool(foreign_file_system(self.run_dir))
-        rows += self._vanished(identities, observer)
+            rows, identities = read_rows(self.run_dir, name, sight)
+            # Names after rows: whoever leaves lets go of the name first. Nobody can
+            # join meanwhile.
+            ghosts, uncounted = self._unlisted(name, {row.id for row in rows})
+            uncounted = self._has_uncounted() or uncounted or foreign
+        self._judged[name] = sight.generation
         return Roster(
-            generation=generation,
-            rows=tuple(rows),
-            epoch=number,
+            generation=sight.generation,
+            rows=(*rows, *ghosts, *self._vanished(name, identities, observer)),
+            epoch=sight.epoch,
             whole=whole,
-            uncounted=uncounted or foreign,
+            uncounted=uncounted,
         )
+
+    def complete(self, name: str) -> None:
+        """Take the roster that was read last as complete.
+
+        Raises:
+            OSError: If that cannot be stored.
+
+        """
+        with self.writing():
+            epoch = self.open_epoch(name)
+            try:
+                # Another one that was made meanwhile is nobody's word.
+                if epoch.generation == self._judged.get(name):
+                    epoch.set_whole(True)
+            finally:
+                epoch.close()
 
     def _trace(self, name: str) -> Path:
         # Kept beside the state, so that it outlives the run directory.
@@ -130,19 +187,42 @@ class RunDirectory:
         """Tell whether this boot had a roster, whose workers may still be running."""
         try:
             boot = self._trace(name).read_bytes()
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:
+            return True  # There is a trace, and nobody knows of what.
         return boot in {ProcessIdentity.own().boot.encode(), b""}
 
+    def _unlisted(self, name: str, listed: set[str]) -> tuple[list[WorkerRow], bool]:
+        """Return workers whose rows are missing, and whether some are uncounted."""
+        ghosts, uncounted = {}, False
+        for found in announced(self.path, name):
+            if found.counted_in == UNCOUNTED:
+                uncounted = True
+            elif found.worker in listed:
+                continue
+            elif found.counted_in != self.digest:
+                uncounted = True  # It has its row in another run directory.
+            else:
+                ghosts[found.worker] = WorkerRow(
+                    id=found.worker,
+                    host=ProcessIdentity.own().host,
+                    pid=found.pid,
+                    seen=0,
+                    liveness="lost",
+                )
+        return list(ghosts.values()), uncounted
+
     def _vanished(
-        self, present: dict[str, ProcessIdentity], observer: ProcessIdentity
+        self, name: str, present: dict[str, ProcessIdentity], observer: ProcessIdentity
     ) -> list[WorkerRow]:
         # Rows of a roster that was deleted: their processes can still be proven
         # dead, and only then may a drain stop waiting for them.
         rows = []
-        for worker, identity in list(self._seen.items()):
+        seen = self._seen.setdefault(name, {})
+        for worker, identity in list(seen.items()):
             if worker not in present and identity.gone(observer):
-                del self._seen[worker]
+                del seen[worker]
                 rows.append(
                     WorkerRow(
                         id=worker,
@@ -152,19 +232,22 @@ class RunDirectory:
                         liveness="dead",
                     )
                 )
-        self._seen.update(present)
+        seen.update(present)
         return rows
 
     def _has_uncounted(self) -> bool:
         # They hold a shared lock on the directory from before they read the state.
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = keep(lambda: os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
         try:
-            free = try_lock(descriptor)
-            if free:
-                unlock(descriptor)
-            return not free
+            for _ in range(5):
+                # Another coordinator's probe holds it for microseconds.
+                if try_lock(descriptor):
+                    unlock(descriptor)
+                    return False
+                time.sleep(0.001)
+            return True
         finally:
-            os.close(descriptor)
+            drop(descriptor)
 
     def forget(self, name: str, worker: str) -> None:
         """Remove a row.
@@ -173,5 +256,16 @@ class RunDirectory:
             OSError: If it cannot be removed.
 
         """
-        self._seen.pop(worker, None)
+        if re.fullmatch(WORKER_ID, worker) is None:
+            raise FileNotFoundError(errno.ENOENT, "no worker has this id", worker)
+        self._seen.get(name, {}).pop(worker, None)
         (self.run_dir / f"{name}.{worker}.slot").unlink(missing_ok=True)
+
+
+def _stands(path: Path) -> bool:
+    # Not ``is_dir``: what cannot be looked at is an error, not a missing directory.
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,89 +1,34 @@
-"""The file fence's words: one epoch for all, one locked slot for each worker."""
+"""One locked slot for each worker: its row, as it writes it and others read it."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ..fence import Liveness, WorkerRow
-from ._disk import give_to_owner_of, try_lock, write_atomic
+from ..state import EPOCH_LIMIT
+from ._descriptors import drop, keep
+from ._disk import give_to_owner_of, same_file, try_lock, unlock
+from ._epoch import WORD, word
 from ._process import ProcessIdentity
 
-WORD: Final = 8
-"""Bytes that one ``pread`` or ``pwrite`` moves as a whole."""
+WORKER_ID: Final = "[0-9]+-[0-9a-f]+"
 
-_EPOCH_MAGIC: Final = b"FMEPOCH1"
 _SLOT_MAGIC: Final = b"FMSLOT01"
 _SLOT_SIZE: Final = 2048
 _SEEN, _COUNTS, _MAGIC, _GENERATION, _IDENTITY, _OLDEST = 0, 8, 16, 24, 64, 1024
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC
 _HALF: Final = 32
 _MOST: Final = (1 << _HALF) - 1
-
-
-def word(value: int) -> bytes:
-    """Return a number as the bytes of one word."""
-    return value.to_bytes(WORD, "little")
-
-
-class EpochFile:
-    """The newest epoch of one switch, read by every request with one call.
-
-    Attributes:
-        generation: Changes when the file is made anew.
-        whole: False when it replaced one that was lost, so that workers may be
-            missing from the roster.
-
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Open it.
-
-        Raises:
-            OSError: If it cannot be opened.
-            ValueError: If it is truncated or another program's.
-
-        """
-        self.path = path
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        head = os.pread(self.descriptor, 40, 0)
-        if len(head) < 40 or head[8:16] != _EPOCH_MAGIC:
-            os.close(self.descriptor)
-            raise ValueError(f"{path} is no epoch file")
-        self.generation = head[16:32].hex()
-        self.whole = head[32] == 1
-
-    @staticmethod
-    def create(path: Path, epoch: int, *, whole: bool) -> None:
-        """Make the file anew; it appears whole or not at all."""
-        flag = word(1 if whole else 0)
-        content = word(epoch) + _EPOCH_MAGIC + os.urandom(16) + flag
-        write_atomic(path, content, 0o600)
-
-    def read(self) -> bytes:
-        """Return the epoch as one word; shorter when the file was truncated."""
-        return os.pread(self.descriptor, WORD, 0)
-
-    def publish(self, epoch: int) -> None:
-        """Store the epoch. From here on, every admission sees it."""
-        os.pwrite(self.descriptor, word(epoch), 0)
-
-    def set_whole(self, whole: bool) -> None:  # a setter
-        """Store whether the roster is known to be complete."""
-        os.pwrite(self.descriptor, word(int(whole)), 32)
-        self.whole = whole
-
-    def stands(self) -> bool:
-        """Tell whether the path still leads to this very file."""
-        return _same_file(self.path, self.descriptor)
-
-    def close(self) -> None:
-        """Close it."""
-        os.close(self.descriptor)
 
 
 class Slot:
@@ -97,43 +42,47 @@ class Slot:
         generation: str,
         current: int,
         old: int,
-        seen: int,
     ) -> None:
         """Make the row; it appears locked and with its counts, or not at all.
+
+        It has seen no epoch yet: one of a roster that was lost may be larger than
+        those to come, and would pass for having seen them.
 
         Args:
             path: Where coordinators look for it.
             identity: Who this worker is.
             generation: That of the epoch file which this worker reads.
-            current: Requests in flight under ``seen``.
+            current: Requests in flight under the adopted epoch.
             old: Requests in flight from before.
-            seen: The adopted epoch.
 
         Raises:
             OSError: If it cannot be made or locked.
 
         """
         self.path = path
+        text = json.dumps(asdict(identity)).encode()
+        if len(text) > _OLDEST - _IDENTITY:
+            raise OSError(errno.ENAMETOOLONG, "host name too long", identity.host)
+        content = bytearray(_SLOT_SIZE)
+        content[_COUNTS : _COUNTS + WORD] = word(old << _HALF | current)
+        content[_MAGIC : _MAGIC + WORD] = _SLOT_MAGIC
+        content[_GENERATION : _GENERATION + 16] = bytes.fromhex(generation)
+        content[_IDENTITY : _IDENTITY + len(text)] = text
+        self._fixed = bytes(content[_MAGIC:_OLDEST])
         temporary = path.with_suffix(".new")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.descriptor = os.open(temporary, flags, 0o600)
+        self.descriptor = keep(lambda: os.open(temporary, flags, 0o600))
         try:
             if not try_lock(self.descriptor):
-                raise BlockingIOError(f"{temporary} is locked by another process")
+                raise BlockingIOError(
+                    errno.EAGAIN, "locked by another process", str(temporary)
+                )
             give_to_owner_of(path.parent, self.descriptor)
-            content = bytearray(_SLOT_SIZE)
-            content[_SEEN : _SEEN + WORD] = word(seen)
-            content[_COUNTS : _COUNTS + WORD] = word(old << _HALF | current)
-            content[_MAGIC : _MAGIC + WORD] = _SLOT_MAGIC
-            content[_GENERATION : _GENERATION + 16] = bytes.fromhex(generation)
-            text = json.dumps(asdict(identity)).encode()
-            content[_IDENTITY : _IDENTITY + len(text)] = text
-            if len(content) != _SLOT_SIZE or len(text) > _OLDEST - _IDENTITY:
-                raise OSError(f"host name too long: {identity.host!r}")
-            os.pwrite(self.descriptor, content, 0)
+            if os.pwrite(self.descriptor, content, 0) < _SLOT_SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.replace(temporary, path)
         except BaseException:
-            os.close(self.descriptor)
+            drop(self.descriptor)
             temporary.unlink(missing_ok=True)
             raise
 
@@ -159,14 +108,26 @@ class Slot:
 
     def stands(self) -> bool:
         """Tell whether coordinators can still find and read this row."""
-        whole = os.fstat(self.descriptor).st_size >= _SLOT_SIZE
-        return whole and _same_file(self.path, self.descriptor)
+        with contextlib.suppress(OSError):
+            found = os.pread(self.descriptor, len(self._fixed), _MAGIC)
+            return found == self._fixed and same_file(self.path, self.descriptor)
+        return False
 
     def remove(self) -> None:
         """Take the row away and let go of the lock."""
-        if _same_file(self.path, self.descriptor):
-            self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
+        if same_file(self.path, self.descriptor):
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        drop(self.descriptor)
+
+    def spoil(self) -> None:
+        """Make the row one that nobody believes: its counts are wrong."""
+        try:
+            os.ftruncate(self.descriptor, 0)
+        except OSError:
+            self.remove()
+        else:
+            drop(self.descriptor)
 
 
 def slot_path(run_dir: Path, name: str, worker: str) -> Path:
@@ -174,10 +135,30 @@ def slot_path(run_dir: Path, name: str, worker: str) -> Path:
     return run_dir / f"{name}.{worker}.slot"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """From where rows are looked at.
+
+    Attributes:
+        observer: Who looks.
+        generation: That of the epoch file.
+        epoch: The newest published epoch.
+        coherent: Whether locks on this file system prove anything.
+
+    """
+
+    observer: ProcessIdentity
+    generation: str
+    epoch: int
+    coherent: bool = True
+
+
 def read_rows(
-    run_dir: Path, name: str, observer: ProcessIdentity, generation: str
+    run_dir: Path, name: str, sight: Sight
 ) -> tuple[list[WorkerRow], dict[str, ProcessIdentity]]:
     """Read all rows of a switch, and remove those that are proven dead.
+
+    Call it while nobody can join.
 
     Returns:
         The rows and who they are.
@@ -188,34 +169,58 @@ def read_rows(
     """
     rows: list[WorkerRow] = []
     identities: dict[str, ProcessIdentity] = {}
-    pattern = re.compile(rf"{re.escape(name)}\.([0-9]+-[0-9a-f]+)\.slot")
-    for entry in sorted(os.listdir(run_dir)):
-        match = pattern.fullmatch(entry)
-        if match is None:
+    for entry, worker, ending in _entries(run_dir, name):
+        if ending == "new":
+            # Its maker was killed: whoever makes one holds the writers' lock.
+            entry.unlink(missing_ok=True)
             continue
         try:
-            descriptor = os.open(run_dir / entry, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = keep(partial(os.open, entry, _READ))
         except FileNotFoundError:
             continue  # It left between the listing and now, or another reaped it.
         try:
-            row, identity = _read_row(descriptor, match[1], observer, generation)
+            row, identity = _read_row(descriptor, worker, sight)
         finally:
-            os.close(descriptor)
+            drop(descriptor)
         if row.liveness == "dead":
-            (run_dir / entry).unlink(missing_ok=True)
+            entry.unlink(missing_ok=True)
         rows.append(row)
         if identity is not None:
             identities[row.id] = identity
     return rows, identities
 
 
+def highest_seen(run_dir: Path, name: str) -> int:
+    """Return the newest epoch that any row has seen, for a file that begins anew.
+
+    Raises:
+        OSError: If the directory or a row cannot be read.
+
+    """
+    highest = 0
+    for entry, _, _ in _entries(run_dir, name):
+        with contextlib.suppress(FileNotFoundError), entry.open("rb") as file:
+            highest = max(highest, int.from_bytes(file.read(WORD), "little"))
+    return highest if highest < EPOCH_LIMIT - 1 else 0
+
+
+def _entries(run_dir: Path, name: str) -> Iterator[tuple[Path, str, str]]:
+    pattern = re.compile(rf"{re.escape(name)}\.({WORKER_ID})\.(slot|new)")
+    for entry in sorted(os.listdir(run_dir)):
+        match = pattern.fullmatch(entry)
+        if match is not None:
+            yield run_dir / entry, match[1], match[2]
+
+
 def _read_row(
-    descriptor: int, worker: str, observer: ProcessIdentity, generation: str
+    descriptor: int, worker: str, sight: Sight
 ) -> tuple[WorkerRow, ProcessIdentity | None]:
     # The lock first: counts read after it was found free are final. Then the
     # epoch, then the counts: read the other way round, a move to ``old`` between
     # the two would be missed.
     free = try_lock(descriptor, shared=True)
+    if free:
+        unlock(descriptor)
     seen = int.from_bytes(os.pread(descriptor, WORD, _SEEN), "little")
     counts = int.from_bytes(os.pread(descriptor, WORD, _COUNTS), "little")
     rest = os.pread(descriptor, _SLOT_SIZE - _MAGIC, _MAGIC)
@@ -224,9 +229,12 @@ def _read_row(
     if identity is None:
         # Truncated by somebody. Its worker makes it anew; nobody else can tell.
         return WorkerRow(id=worker, host="?", pid=pid, seen=0, liveness="lost"), None
+    observer = sight.observer
     same = identity.same_boot(observer)
-    dead = (free and same) or identity.gone(observer)
-    # A lock that is free under another boot proves nothing about that kernel.
+    # A lock that is free proves nothing about another kernel, unless this very
+    # installation has been booted since.
+    proof = sight.coherent and free and (same or identity.restarted(observer))
+    dead = proof or identity.gone(observer)
     liveness: Liveness = "dead" if dead else "lost" if free or not same else "alive"
     route, age = _oldest(rest, same_clock=same)
     # A worker that still reads an epoch file which was replaced decides by an old
@@ -236,10 +244,11 @@ def _read_row(
         id=worker,
         host=identity.host,
         pid=identity.pid,
-        seen=seen,
+        # Nobody sees what was never published: such a number proves nothing.
+        seen=seen if seen <= sight.epoch else 0,
         current=counts & _MOST,
         old=counts >> _HALF,
-        counts_first=reads == generation,
+        counts_first=reads == sight.generation,
         liveness=liveness,
         oldest_route=route,
         oldest_age=age,
@@ -264,11 +273,3 @@ def _oldest(rest: bytes, *, same_clock: bool) -> tuple[str | None, float | None]
         return None, None
     # The monotonic clock is the machine's, so ages hold across processes.
     return route, max(0.0, time.monotonic() - started) if same_clock else None
-
-
-def _same_file(path: Path, descriptor: int) -> bool:
-    try:
-        found, ours = os.stat(path), os.fstat(descriptor)
-    except OSError:
-        return False
-    return (found.st_ino, found.st_dev) == (ours.st_ino, ours.st_dev)

@@ -120,6 +120,7 @@ class Worker:
             if self._failed is not None and self._failed[0] > asked:
                 raise self._failed[1]
             try:
+                self._joins()
                 state = self.link.join(patience)
             except Exception as error:
                 self._failed = (monotonic(), error)
@@ -131,6 +132,9 @@ class Worker:
                 if state.active:
                     self._news.append(state)
         self._tell()
+
+    def _joins(self) -> None:
+        """Do what an engine's worker does before it joins."""
 
     def enter(self, patience: float = 10.0) -> None:
         """Join on behalf of one more user of this worker."""
@@ -164,14 +168,24 @@ class Worker:
 
         """
         number = next(_numbers)
-        with self._lock:
-            self.current[number] = (label, monotonic())
-            if self._count is not None:
-                self._count(len(self.current), len(self.old))
-            news = None if self._newest is None else self._newest()
-            if news is not None:
-                self._adopt(news, entering=number)
-            state = self.state
+        while True:
+            with self._lock:
+                # Another thread may have let this worker leave since it was asked.
+                if self.joined:
+                    self.current[number] = (label, monotonic())
+                    try:
+                        if self._count is not None:
+                            self._count(len(self.current), len(self.old))
+                        news = None if self._newest is None else self._newest()
+                        if news is not None:
+                            self._adopt(news, entering=number)
+                    except BaseException:
+                        # Nobody would give it back.
+                        self.current.pop(number, None)
+                        raise
+                    state = self.state
+                    break
+            self.join()
         if news is not None:
             self._tell()
         return Admission(self, number, state)
@@ -243,7 +257,12 @@ class Worker:
 
     def own(self) -> int:
         """Return how many of this worker's counts the calling work holds."""
-        return sum(1 for admission in held() if admission.worker is self)
+        # Not those of a parent from before a fork.
+        return sum(
+            admission.number in self.current or admission.number in self.old
+            for admission in held()
+            if admission.worker is self
+        )
 
     def stand_aside(self, why: str) -> None:
         """Say once, to coordinators and the log, that this worker is not counted."""

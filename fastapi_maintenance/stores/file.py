@@ -6,12 +6,11 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 import anyio.to_thread
 
 from ..fence import Roster
-from ..state import VERSION, MaintenanceState, StateFormatError, next_epoch
+from ..state import EPOCH_LIMIT, VERSION, MaintenanceState, StateFormatError, next_epoch
 from . import DEFAULT_PATH, Change, StoreError
 from ._disk import (
     UntrustedFileError,
@@ -22,8 +21,6 @@ from ._keeper import FileWorker
 from ._member import FileLink
 from ._registry import worker_at
 from ._rundir import RunDirectory
-
-_LOCK: Final = "writer.lock"
 
 
 class FileStore:
@@ -127,10 +124,8 @@ class FileStore:
 
     async def vouch(self, name: str) -> None:
         """Take the present rows as complete, on a person's word."""
-        with self._failing("cannot complete the roster"), self.run.writing():
-            epoch = self.run.open_epoch(name)
-            epoch.set_whole(True)
-            epoch.close()
+        with self._failing("cannot complete the roster"):
+            self.run.complete(name)
 
     def _publish(self, name: str, change: Change) -> MaintenanceState:
         with self._failing("cannot set maintenance"):
@@ -138,32 +133,21 @@ class FileStore:
             with self.run.writing():
                 before = self._present(name)
                 epoch = None if uncountable else self.run.open_epoch(name, before.epoch)
-                known = int.from_bytes(epoch.read(), "little") if epoch else 0
-                state = change(before).but(epoch=next_epoch(before.epoch, known))
-                content = state.to_json().encode()
-                write_atomic(self.run.state_path(name), content, 0o644)
-                if epoch is not None:
-                    epoch.publish(state.epoch)
-                    epoch.close()
+                try:
+                    known = epoch.number if epoch else 0
+                    state = change(before).but(epoch=_next(before.epoch, known))
+                    content = state.to_json().encode()
+                    self.run.leave_trace(name)
+                    write_atomic(self.run.state_path(name), content, 0o644)
+                    if epoch is not None:
+                        epoch.publish(state.epoch)
+                finally:
+                    if epoch is not None:
+                        epoch.close()
         worker = self.worker(name)
         if worker.joined:
             worker.refresh()
         return state
-
-    def restore(self, name: str, state: MaintenanceState) -> None:
-        """Write a state back into a directory that was made anew without one.
-
-        Raises:
-            OSError: If it cannot be written.
-
-        """
-        with self.run.writing():
-            if state.epoch and not os.path.lexists(self.run.state_path(name)):
-                content = state.to_json().encode()
-                write_atomic(self.run.state_path(name), content, 0o644)
-                epoch = self.run.open_epoch(name, state.epoch)
-                epoch.publish(max(state.epoch, int.from_bytes(epoch.read(), "little")))
-                epoch.close()
 
     def _present(self, name: str) -> MaintenanceState:
         try:
@@ -194,6 +178,16 @@ class FileStore:
                 f"{what} in {self.path}: {_why(error)}; run as the directory's owner"
                 " or root, or choose another place with --store file:PATH"
             ) from error
+
+
+def _next(*known: int) -> int:
+    epoch = next_epoch(*known)
+    if epoch >= EPOCH_LIMIT:
+        raise StoreError(
+            f"epoch {epoch - 1} is the last one; it was written by hand: remove"
+            ' "epoch" from the state file, and the run directory beside it'
+        )
+    return epoch
 
 
 def _why(error: Exception) -> str:
