@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from ..state import MaintenanceState
 from ._admission import Admission, held
+from ._closing import CloseOrders
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -76,7 +77,8 @@ class Worker:
         title: The switch and its place, for the log.
 
     One lock makes counting and reading the epoch a single step. ``current`` and
-    ``old`` hold what is in flight, the oldest first.
+    ``old`` hold what is in flight, the oldest first. ``orders`` says which of it is
+    to be closed.
 
     """
 
@@ -98,6 +100,7 @@ class Worker:
         self._aside = False
         self._late: deque[int] = deque()
         self._listeners: list[Listener] = []
+        self.orders = CloseOrders()
         self._news: deque[MaintenanceState] = deque()
         _renew(self)
         _everyone.add(self)
@@ -213,6 +216,7 @@ class Worker:
             entry = self.old.pop(admission.number, None) if moved else None
             if entry is not None:
                 self.current[admission.number] = entry
+                self.orders.excuse(admission.number)
                 self.link.count(len(self.current), len(self.old))
             admission.state = self.state
         self._tell()
@@ -285,6 +289,7 @@ class Worker:
             self.current[entering] = entry
         self.link.count(len(self.current), len(self.old))
         self.link.adopted(state.epoch)
+        self.orders.adopt(state.extra, self.old)
         # A fence publishes the same state again: no change worth telling.
         if state.but(epoch=0) != self.state.but(epoch=0):
             self._news.append(state)
@@ -328,6 +333,7 @@ class Worker:
         self.current.clear()
         self.old.clear()
         self._late.clear()
+        self.orders = CloseOrders()
         self._users = 0
         self.joined = False
         _renew(self)
