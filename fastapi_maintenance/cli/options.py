@@ -69,7 +69,7 @@ Timeout = Annotated[
     typer.Option(metavar="60", help="Seconds to wait, or 10m; 60 by default."),
 ]
 Workers = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         metavar="N", help="How many workers must be there; says that these are all."
     ),
@@ -123,17 +123,17 @@ def an_order(
     )
 
 
-def a_plan(timeout: str | None, workers: int | None) -> Plan:
+def a_plan(timeout: str | None, workers: str | None) -> Plan:
     """Return how long and for whom to wait.
 
     Raises:
         ValueError: If a number cannot work.
 
     """
-    if workers is not None and workers < 0:
-        raise ValueError(f"--workers must be 0 or more, not {workers}")
+    if workers is not None and not (workers.isascii() and workers.isdigit()):
+        raise ValueError(f"--workers must be a whole number, not {workers!r}")
     return Plan(
         timeout=parse_duration(timeout or TIMEOUT, bare=True).total_seconds(),
-        workers=1 if workers is None else workers,
+        workers=1 if workers is None else int(workers),
         vouched=workers is not None,
     )

@@ -17,13 +17,13 @@ from ..switch import Fenced, Order, new_holder
 from ..waiting import FenceRefusedError, Plan
 from .display import Waiting
 from .operate import put_back
-from .signals import InterruptedBySignalError, Signals
+from .signals import InterruptedBySignalError, Signals, signal_name
 from .target import FailureError, Target
 
 OWN_FAILURE: Final = 125
 NO_COMMAND: Final = 127
 
-_STAYS_ON: Final = "maintenance stays on; `fastapi-maintenance off` opens it"
+STAYS_ON: Final = "maintenance stays on; `fastapi-maintenance off` opens it"
 
 
 def run_command(
@@ -49,7 +49,7 @@ def run_command(
     if path is None:
         raise FailureError(
             NO_COMMAND,
-            f"no such command, or not executable: {command[0]!r}; nothing was published",
+            f"no command, or none to execute: {command[0]!r}; nothing was published",
         )
     try:
         # Before there is any thread: each inherits what is held back here.
@@ -83,21 +83,19 @@ class _Run:
         try:
             await self._drain(fenced)
             self._signals.check()
-            child = self._start(command)
         except InterruptedBySignalError as error:
             # Whoever interrupts does not ask to open.
-            await self._let_go(stays=True)
-            raise FailureError(128 + error.number, f"{error}; {_STAYS_ON}") from None
+            then = await self._give_up(fenced, stays=True)
+            raise FailureError(128 + error.number, f"{error}; {then}") from None
         except StoreError as error:
-            raise FailureError(
-                OWN_FAILURE, f"{error}; {await self._give_up(fenced)}"
-            ) from error
+            then = await self._give_up(fenced, stays=self._stay)
+            raise FailureError(OWN_FAILURE, f"{error}; {then}") from error
+        try:
+            child = self._start(command)
         except OSError as error:
-            raise FailureError(
-                OWN_FAILURE,
-                f"cannot start {command[0]}: {error.strerror};"
-                f" {await self._give_up(fenced)}",
-            ) from error
+            then = await self._give_up(fenced, stays=self._stay)
+            text = f"cannot start {command[0]}: {error.strerror}; {then}"
+            raise FailureError(OWN_FAILURE, text) from error
         code, received = await anyio.to_thread.run_sync(
             self._signals.wait_for_child, child
         )
@@ -109,7 +107,7 @@ class _Run:
                 lambda: self._switch.wait(fenced, self._plan, look=shown.look)
             )
         if not report.drained:
-            then = await self._give_up(fenced)
+            then = await self._give_up(fenced, stays=self._stay)
             text = self._target.not_drained(
                 report, f"the command was not started; {then}"
             )
@@ -126,11 +124,11 @@ class _Run:
             setsigdef=python_ignores,
         )
 
-    async def _give_up(self, fenced: Fenced) -> str:
+    async def _give_up(self, fenced: Fenced, *, stays: bool) -> str:
         try:
-            if self._stay:
-                await self._let_go(stays=True)
-                return _STAYS_ON
+            if stays:
+                await self._switch.release(self._holder, stays=True)
+                return STAYS_ON
             return put_back(await self._switch.undo(fenced))
         except StoreError as error:
             return (
@@ -138,28 +136,33 @@ class _Run:
                 f" it: {error}"
             )
 
-    async def _let_go(self, *, stays: bool) -> bool:
-        state = await self._switch.release(self._holder, stays=stays)
-        return state.active
-
     async def _settle(self, code: int, received: list[int]) -> int:
         out = self._target.out
         succeeded = code == 0 and not received
         final = code if code >= 0 else 128 - code
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        how = f"exit code {code}" if code >= 0 else signal_name(-code)
         try:
-            active = await self._let_go(stays=not succeeded)
+            present = await self._switch.source.read(self._switch.name)
+            state = await self._switch.release(self._holder, stays=not succeeded)
         except StoreError as error:
             out.emit("end", command_exit=code, signals=received, active=None)
-            text = f"the command ended ({how}), but it cannot be opened: {error}"
+            text = (
+                f"the command ended with {how}, but maintenance stays on and held,"
+                f" `fastapi-maintenance off --force` opens it: {error}"
+            )
             raise FailureError(final or OWN_FAILURE, text) from error
-        out.emit("end", command_exit=code, signals=received, active=active)
-        if succeeded and active:
-            out.say("The command succeeded; maintenance stays on: others hold it.")
-        elif succeeded:
-            out.say("The command succeeded; maintenance is off.")
-        else:
-            names = ", ".join(signal.Signals(number).name for number in received)
+        out.emit("end", command_exit=code, signals=received, active=state.active)
+        if self._holder not in present.holders:
+            out.warn(
+                f"the command ended with {how}, but had lost its hold:"
+                f" {present.actor or 'somebody'} published another state meanwhile"
+            )
+        elif not succeeded:
+            names = ", ".join(signal_name(number) for number in received)
             after = f" after {names}" if names else ""
-            out.warn(f"the command ended with {how}{after}; {_STAYS_ON}")
+            out.warn(f"the command ended with {how}{after}; {STAYS_ON}")
+        elif state.active:
+            out.say("The command succeeded; maintenance stays on: others hold it.")
+        else:
+            out.say("The command succeeded; maintenance is off.")
         return final

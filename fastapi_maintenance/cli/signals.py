@@ -16,6 +16,14 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INTERVAL: Final = 0.05
 
 
+def signal_name(number: int) -> str:
+    """Return a signal's name; those for real-time programs have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class InterruptedBySignalError(Exception):
     """Somebody wants this process to end.
 
@@ -25,7 +33,7 @@ class InterruptedBySignalError(Exception):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        super().__init__(f"interrupted by {signal_name(number)}")
         self.number = number
 
 

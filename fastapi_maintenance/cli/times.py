@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Final
 
 _DURATION: Final = re.compile(
@@ -60,17 +60,20 @@ def parse_moment(text: str, *, after: datetime) -> datetime:
     word = text.strip()
     try:
         if _CLOCK.fullmatch(word):
-            return _next(time.fromisoformat(word), after)
+            day = after.astimezone().date()
+            return _next(datetime.combine(day, time.fromisoformat(word)), after)
         moment = datetime.fromisoformat(word)
     except _LocalTimeError:
         raise
-    except (ValueError, OverflowError):
+    except ValueError:
         raise ValueError(
             f"not a time: {text!r}; write 2030-01-31T18:00, 2030-01-31T18:00Z or 18:00"
         ) from None
     try:
         return _resolved(moment) if moment.tzinfo is None else moment.astimezone(UTC)
-    except OverflowError:
+    except _LocalTimeError:
+        raise
+    except (ValueError, OverflowError):
         raise ValueError(f"out of the calendar: {text!r}") from None
 
 
@@ -78,26 +81,23 @@ class _LocalTimeError(ValueError):
     """A local time that no clock, or that clocks twice, will show."""
 
 
-def _next(clock: time, after: datetime) -> datetime:
-    day: date = after.astimezone().date()
-    found = _resolved(datetime.combine(day, clock))
-    if found <= after:
-        found = _resolved(datetime.combine(day + timedelta(days=1), clock))
-    return found
+def _next(today: datetime, after: datetime) -> datetime:
+    found = _resolved(today)
+    return found if found > after else _resolved(today + timedelta(days=1))
 
 
 def _resolved(naive: datetime) -> datetime:
     # PEP 495: a time that a clock change skips does not survive the way to UTC and
     # back; one that it repeats means two moments, one for each fold.
-    found: list[datetime] = []
-    for fold in (0, 1):
-        moment = naive.replace(fold=fold).astimezone(UTC)
-        back = moment.astimezone().replace(tzinfo=None, fold=0)
-        if back == naive.replace(fold=0) and moment not in found:
-            found.append(moment)
+    both = sorted({naive.replace(fold=fold).astimezone(UTC) for fold in (0, 1)})
+    found = [
+        moment
+        for moment in both
+        if moment.astimezone().replace(tzinfo=None, fold=0) == naive
+    ]
     shown = naive.isoformat(timespec="minutes")
     if not found:
-        moved = naive.replace(fold=0).astimezone(UTC).astimezone()
+        moved = both[-1].astimezone()
         raise _LocalTimeError(
             f"{shown} does not exist in local time: clocks are put forward over it;"
             f" did you mean {moved.isoformat(timespec='minutes')}?"
