@@ -133,7 +133,7 @@ class Connector:
         try:
             # Makes no connection, but refuses what it does not know.
             pool.connection_class(**pool.connection_kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, redis.RedisError) as error:
             unknown = re.search(r"keyword argument '(\w+)'", str(error))
             raise ValueError(
                 f"redis-py knows no option {unknown[1]!r}; leave it out of the URL"
