@@ -138,7 +138,7 @@ class LazyDependency:
                 )
 
     async def __call__(self, connection: HTTPConnection) -> object:
-        """Solve it for a connection.
+        """Solve it for a connection, within :func:`stacks_kept`.
 
         Raises:
             ValueError: If a parameter below it is missing or not valid.
@@ -146,14 +146,14 @@ class LazyDependency:
 
         """
         async with AsyncExitStack() as stack:
-            with _replaced(connection.scope, stack):
-                solved = await solve_dependencies(
-                    request=connection,  # type: ignore[arg-type]  # a Request or WebSocket at run time
-                    dependant=self._dependant,
-                    dependency_overrides_provider=connection.scope.get("app"),
-                    async_exit_stack=stack,
-                    embed_body_fields=False,
-                )
+            connection.scope.update(dict.fromkeys(_INNER, stack))
+            solved = await solve_dependencies(
+                request=connection,  # type: ignore[arg-type]  # a Request or WebSocket at run time
+                dependant=self._dependant,
+                dependency_overrides_provider=connection.scope.get("app"),
+                async_exit_stack=stack,
+                embed_body_fields=False,
+            )
             if solved.errors:
                 raise InvalidParametersError(solved.errors)
             return solved.values["answer"]
@@ -164,19 +164,20 @@ class InvalidParametersError(ValueError):
 
 
 @contextmanager
-def _replaced(scope: Scope, stack: AsyncExitStack) -> Iterator[None]:
+def stacks_kept(scope: Scope) -> Iterator[None]:
+    """Put back a request's own exit stacks when a lazy dependency is left.
+
+    It may be left while it still runs, which must not hold back what comes after it.
+    """
     saved = {name: scope.get(name, _MISSING) for name in _INNER}
-    scope.update(dict.fromkeys(_INNER, stack))
     try:
         yield
     finally:
         for name, value in saved.items():
-            if scope.get(name) is not stack:
-                continue
-            if value is _MISSING:
-                del scope[name]
-            else:
+            if value is not _MISSING:
                 scope[name] = value
+            else:
+                scope.pop(name, None)
 
 
 def _below(dependant: Any) -> Iterator[Any]:  # FastAPI's Dependant, whose place moves

@@ -10,8 +10,10 @@ from itertools import count
 from typing import Any, Final, NamedTuple, NoReturn
 
 from starlette.requests import HTTPConnection, cookie_parser
+from starlette.websockets import WebSocket
 
 from ._fastapi import Scope, effective_route, effective_template
+from .closing import close_in_time
 from .exemptions import is_documentation, is_marked
 from .handlers import HandlerChain
 from .refusal import MaintenanceError, prober_of, refuse
@@ -132,6 +134,9 @@ class Decision:
             # At once, before anything is awaited: a request that is cancelled in
             # between must give its count back.
             stack.push(admission)
+            if isinstance(connection, WebSocket):
+                let_go = close_in_time(worker, admission.number, connection)
+                stack.callback(let_go)
         if admission.state.active:
             return self._decide(connection, admission)
         return None
@@ -179,7 +184,7 @@ class Decision:
             known = Coverage(
                 exempt=is_marked(endpoint, effective)
                 or is_documentation(scope, effective),
-                label=_label(scope, effective),
+                label=label_of(scope, effective),
                 key=(route, context),
             )
             # A frontend has no route of its own, and is looked at each time.
@@ -225,7 +230,13 @@ class Decision:
             state = admission.state
             if _lets_in(state, connection.scope):
                 return
-            exempt = bool(self._handlers) and await self._handlers.exempts(connection)
+            try:
+                exempt = await self._handlers.exempts(connection)
+            except BaseException:
+                # Cancelled before it ran: whoever keeps the error keeps this frame,
+                # and must not keep the count with it.
+                admission.release()
+                raise
             if self._handlers and self.switch.worker.recheck(admission):
                 continue  # The state moved while a handler was asked.
             if exempt:
@@ -261,7 +272,8 @@ def _has_bypass(scope: Scope, expected: str) -> bool:
     return False
 
 
-def _label(scope: Scope, effective: Any) -> str:  # a route of any release
+def label_of(scope: Scope, effective: Any) -> str:  # a route of any release
+    """Return how a request is shown in a drain: by its template, if it has one."""
     template = effective_template(effective)
     if scope["type"] == "websocket":
         return f"WS {template}"

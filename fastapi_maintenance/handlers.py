@@ -1,21 +1,22 @@
 """Running exempt handlers: only ``True`` exempts, and no failure reaches a client."""
 
 import asyncio
+import functools
 import inspect
 import logging
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 from fastapi.params import Depends
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
-from ._fastapi import InvalidParametersError, LazyDependency
+from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -31,6 +32,37 @@ THREADS: Final = 16
 """How many sync handlers run at once; endpoints have a pool of their own."""
 
 _limiters: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance_handlers")
+
+
+UNREAD: Final = "fastapi_maintenance.unread"
+
+
+class Unread:
+    """Stands where a body would be, for handlers that are asked before it arrives.
+
+    It is both ``receive`` and ``send`` of a connection that a door makes, and in its
+    scope under ``UNREAD``.
+
+    Attributes:
+        asked: Whether the present handler wanted it, which is enough not to exempt.
+
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    async def __call__(self, _message: object = None) -> NoReturn:
+        """Refuse to be read.
+
+        Raises:
+            RuntimeError: Always.
+
+        """
+        self.asked = True
+        raise RuntimeError(
+            "a door decides before the body arrives: exempt handlers can use headers,"
+            " cookies, the query and the path"
+        )
 
 
 class HandlerChain:
@@ -90,9 +122,13 @@ class _Handler:
             self._call = _Direct(handler)
 
     async def exempts(self, connection: HTTPConnection) -> bool:
+        unread: Unread | None = connection.scope.get(UNREAD)
+        if unread is not None:
+            unread.asked = False
         try:
-            answer = await _within(self._timeout, self._call(connection))
-        except (HTTPException, InvalidParametersError):
+            with stacks_kept(connection.scope):
+                answer = await _within(self._timeout, self._call(connection))
+        except (HTTPException, WebSocketException, InvalidParametersError):
             # How a dependency says no to an anonymous client: not a failure.
             self._note(None)
             return False
@@ -102,6 +138,9 @@ class _Handler:
         if answer is not None and not isinstance(answer, bool):
             kind = type(answer).__name__
             self._note(TypeError(f"returned {kind}, not a bool; only True exempts"))
+            return False
+        if unread is not None and unread.asked:
+            self._note(RuntimeError("wanted a body that a door has not read"))
             return False
         self._note(None)
         return answer is True
@@ -159,13 +198,12 @@ async def _within(seconds: float, work: Awaitable[object]) -> object:
     task = asyncio.ensure_future(work, loop=loop)
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
-    except BaseException:
-        task.cancel()
-        raise
-    if not done:
-        task.cancel()
-        task.add_done_callback(_forget)
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        if not done:
+            raise TimeoutError(f"no answer within {seconds:g} s")
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_forget)
     return task.result()
 
 
@@ -184,8 +222,9 @@ def _limiter() -> anyio.CapacityLimiter:
 
 
 def _looks_async(handler: ExemptHandler) -> bool:
-    unwrapped = inspect.unwrap(handler)
-    while hasattr(unwrapped, "func"):
+    unwrapped: object = handler
+    # By type: an object that answers to every attribute would be unwrapped for ever.
+    while isinstance(unwrapped, functools.partial):
         unwrapped = unwrapped.func
     return inspect.iscoroutinefunction(unwrapped) or inspect.iscoroutinefunction(
         getattr(unwrapped, "__call__", None)  # noqa: B004  # its kind is asked for
