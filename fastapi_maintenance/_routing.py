@@ -171,7 +171,11 @@ def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
             root_path = getattr(box, "root_path", "")
             if root_path:
                 probe["root_path"] = root_path
-        home = router is getattr(probe.get("app"), "router", None)
+        inside = probe.get("app")
+        home = router is getattr(inside, "router", None)
+        if home and inside is not box:
+            # It was entered before: what looks ahead stands behind its front.
+            passed.append(inside)
         found = _select(router, probe)
         if found is None:
             if router.default == router.not_found:

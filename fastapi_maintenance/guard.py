@@ -8,9 +8,12 @@ from types import TracebackType
 from typing import Any
 
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp
 
 from ._fastapi import outer_stack
+from .closing import Closing
 from .decision import Decision
+from .door import Door
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
 from .inventory import warn_of_mounts
@@ -100,6 +103,7 @@ class MaintenanceGuard:
             whole_seconds(retry_after, "retry_after"),
             fraction(retry_spread, "retry_spread"),
         )
+        self._closing = Closing(self._switch.worker)
         if on_change is not None:
             self._switch.worker.listen(on_change)
 
@@ -119,6 +123,9 @@ class MaintenanceGuard:
 
         """
         scope = connection.scope
+        visit = scope.get(self._decision.key)
+        if visit is not None and visit.settles(scope):
+            return
         pending = self._decision.take(connection, outer_stack(scope))
         if pending is not None:
             await pending
@@ -151,6 +158,15 @@ class MaintenanceGuard:
 
         """
         return self._switch.in_force(self.state)
+
+    @property
+    def closing(self) -> Closing:
+        """Whether the calling work is to end, as ``drain(close_after=...)`` asks.
+
+        WebSockets are closed by themselves. A stream ends when it looks:
+        ``while not guard.closing.is_set(): ...``, or ``await guard.closing.wait()``.
+        """
+        return self._closing
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -281,6 +297,18 @@ class MaintenanceGuard:
             until=until,
             stay_on_error=stay_on_error,
         )
+
+    def wrap(self, app: ASGIApp) -> Door:
+        """Put an application that no dependency reaches behind this guard.
+
+        ``app.mount("/static", guard.wrap(StaticFiles(directory="static")))``. Inside a
+        FastAPI application its exception handlers and middlewares see the answer.
+
+        Raises:
+            TypeError: If it is no ASGI application.
+
+        """
+        return Door(app, self, self._decision)
 
     def admit(self) -> "AdmittedWork":
         """Count work outside requests: a job, a consumer, a task.

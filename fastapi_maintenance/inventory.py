@@ -8,10 +8,12 @@ from weakref import WeakSet
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from ._fastapi import direct_dependencies
 from ._routing import Listed, layers, listed, router_of
 from .decision import Decision
+from .door import Door
 from .exemptions import documents, is_marked
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -109,6 +111,8 @@ def _inside(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
     router = router_of(box)
     if isinstance(box, Starlette):
         place = replace(place, app=box, home=True)
+        for middleware in box.user_middleware:
+            doors += _door_in(middleware)
     else:
         place = replace(place, home=False)
     place = replace(place, doors=tuple(dict.fromkeys(doors)), depth=place.depth + 1)
@@ -191,6 +195,14 @@ def _name_of(thing: object) -> str | None:
 def _door_of(layer: object) -> list[str]:
     name = _name_of(layer)
     return [] if name is None else [name]
+
+
+def _door_in(entry: Middleware) -> list[str]:
+    if not (isinstance(entry.cls, type) and issubclass(entry.cls, Door)):
+        return []
+    guard = entry.args[0] if entry.args else entry.kwargs.get("guard")
+    # One without a guard makes its own, of its options.
+    return [_name_of(guard) or str(entry.kwargs.get("name", "default"))]
 
 
 def _depends(call: object) -> str:

@@ -24,6 +24,16 @@ _numbers: Final = count(1)
 _everyone: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
+class Label(Protocol):
+    """What a piece of work is called that is counted before its route is known."""
+
+    def is_exempt(self) -> bool:
+        """Tell whether it has turned out to be what is never counted."""
+        ...
+
+    def __str__(self) -> str: ...
+
+
 class Link(Protocol):
     """What an engine adds to the counting of a worker.
 
@@ -88,8 +98,9 @@ class Worker:
         self.id = ""
         self.joined = False
         self.state = MaintenanceState()
-        self.current: dict[int, tuple[str, float]] = {}
-        self.old: dict[int, tuple[str, float]] = {}
+        self.current: dict[int, tuple[str | Label, float]] = {}
+        self.old: dict[int, tuple[str | Label, float]] = {}
+        self._unsorted = False
         # Looked up once: every request calls both, where it must.
         self._count = link.count if link.immediate else None
         self._newest = link.news if link.immediate else None
@@ -162,7 +173,7 @@ class Worker:
                 self.joined = False
             self.link.leave()
 
-    def admit(self, label: str) -> Admission:
+    def admit(self, label: str | Label) -> Admission:
         """Count one request, then read the state, in one step.
 
         Returns:
@@ -257,7 +268,8 @@ class Worker:
         with self._lock:
             self._settle()
             oldest = next(iter(self.old.values() or self.current.values()), None)
-            return len(self.current), len(self.old), oldest
+            shown = oldest and (str(oldest[0]), oldest[1])
+            return len(self.current), len(self.old), shown
 
     def own(self) -> int:
         """Return how many of this worker's counts the calling work holds."""
@@ -294,6 +306,21 @@ class Worker:
         if state.but(epoch=0) != self.state.but(epoch=0):
             self._news.append(state)
         self.state = state
+        self._unsorted = True
+
+    def _sort(self) -> None:
+        """Let go of what was counted unseen and is exempt: now somebody waits."""
+        self._unsorted = False
+        with self._lock:
+            unseen = [
+                (number, label)
+                for number, (label, _) in self.old.items()
+                if not isinstance(label, str)
+            ]
+        # Outside the lock: it runs code of the routes.
+        for number, label in unseen:
+            if label.is_exempt():
+                self.release(number)
 
     def _settle(self) -> None:
         if self._late:
@@ -307,6 +334,8 @@ class Worker:
             self.old.pop(number, None)
 
     def _tell(self) -> None:
+        if self._unsorted:
+            self._sort()
         while self._news:
             try:
                 state = self._news.popleft()

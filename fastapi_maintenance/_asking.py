@@ -1,0 +1,49 @@
+"""Who asks for the body of a request: a middleware, or the application itself.
+
+FastAPI reads a declared body before it runs dependencies. A door that leaves a request
+to the guard inside must say no when the *application* asks, where its exception
+handlers and all middlewares see the answer, and not when a middleware does. Nothing in
+a request tells them apart if a middleware copies the scope; who waits for it does.
+Where a release hides that, the body is read, and the guard refuses after it.
+"""
+
+import sys
+from enum import Enum, auto
+from types import CodeType, FrameType
+from typing import Final
+
+import starlette.middleware.base
+from starlette.middleware.exceptions import ExceptionMiddleware
+
+_HANDLING: Final = ExceptionMiddleware.__call__.__code__
+_GROUPING: Final = starlette.middleware.base.__file__
+
+
+class Asker(Enum):
+    """Who asks."""
+
+    MIDDLEWARE = auto()
+    APPLICATION = auto()
+    THROUGH_GROUP = auto()
+    """The application, through a task group of a ``BaseHTTPMiddleware``.
+
+    That would wrap an exception in an ``ExceptionGroup``, which FastAPI takes for a
+    body that cannot be parsed.
+    """
+
+
+def who_asks(door: CodeType) -> Asker:
+    """Tell who waits for a ``receive`` that runs now.
+
+    Args:
+        door: The code of the door, which is as far as to look.
+
+    """
+    grouped = False
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # CPython, PyPy
+    while frame is not None and frame.f_code is not door:
+        if frame.f_code is _HANDLING:
+            return Asker.THROUGH_GROUP if grouped else Asker.APPLICATION
+        grouped = grouped or frame.f_code.co_filename == _GROUPING
+        frame = frame.f_back
+    return Asker.MIDDLEWARE

@@ -1,0 +1,290 @@
+"""The ASGI door: what no dependency reaches, decided before a byte is read.
+
+Counting without knowing the route. While maintenance is off a door must not match
+routes: that costs more than all else it does. But what is exempt is never counted, and
+a drain must not wait for it. So a request is counted when it enters, before its route
+is known, and gives its count back as soon as an exempt endpoint shows itself:
+
+* when its answer begins (a stream, a WebSocket), for what takes long afterwards;
+* when the worker adopts a new state, for what has not answered yet. Only then does
+  anybody wait for it.
+
+Counting too early is safe: the count precedes the reading of the state, as it must, and
+there is no moment at which work that is not exempt runs uncounted. Only what FastAPI's
+own router has written into the scope is believed: a route that was *foreseen* may not
+be the one that runs, and would make a drain lie. Where a middleware behind the door
+copies the scope, an exempt request stays counted until the guard as a dependency sees
+it, or it ends: a drain that waits too long, never one that says drained too early.
+"""
+
+from collections.abc import Awaitable, Mapping
+from contextlib import ExitStack
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.websockets import WebSocket
+
+from ._asking import Asker, who_asks
+from ._fastapi import Scope, direct_dependencies, effective_route
+from ._routing import Ahead, look_ahead
+from .decision import Coverage, Decision, label_of
+from .exemptions import documents, is_marked
+from .handlers import UNREAD, Unread
+from .refusal import refuse
+from .stores._admission import Admission
+
+_SERVED: Final = frozenset({"http", "websocket"})
+_NOTHING: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+
+
+class Visit:
+    """A request that has come through a door, as the guard inside finds it.
+
+    Attributes:
+        settled: Whether the door has decided for its guard, and counted.
+        refusal: What the guard has to refuse with, decided by the door already.
+        scope: The request, where its endpoint shows itself.
+
+    """
+
+    __slots__ = ("refusal", "scope", "settled")
+
+    def __init__(self, scope: Scope, *, settled: bool) -> None:
+        self.scope = scope
+        self.settled = settled
+        self.refusal: HTTPException | None = None
+
+    def __str__(self) -> str:
+        return label_of(self.scope, effective_route(self.scope))
+
+    def is_exempt(self) -> bool:
+        """Tell whether an endpoint was reached that is exempt."""
+        return is_marked(self.scope.get("endpoint"), effective_route(self.scope))
+
+    def settles(self, scope: Scope) -> bool:
+        """Tell the guard inside whether there is nothing left to decide.
+
+        Raises:
+            MaintenanceError: If the door has refused and left it to be said inside.
+
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        # A middleware may have copied the scope; this one has the endpoint.
+        self.scope = scope
+        return self.settled
+
+
+class Door:
+    """An ASGI application behind a guard: ``guard.wrap(app)``.
+
+    Args:
+        app: What is behind it.
+        guard: Who is looked for among dependencies and their overrides.
+        decision: Decides and counts, for the guard's other doors too.
+
+    """
+
+    def __init__(self, app: ASGIApp, guard: object, decision: Decision) -> None:
+        if not _is_application(app):
+            raise TypeError(
+                f"wrap takes an ASGI application, not {app!r}; for example"
+                ' app.mount("/static", guard.wrap(StaticFiles(directory="static")))'
+            )
+        self.app = app
+        self._guard = guard
+        self._decision = decision
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """The routes behind it, so that names in a mount are still found."""
+        return list(getattr(self.app, "routes", None) or ())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, counted, or refuse it before its body is read."""
+        decision = self._decision
+        visit: Visit | None = scope.get(decision.key)
+        if (
+            scope["type"] not in _SERVED
+            or (visit is not None and visit.settled)
+            or self._is_overridden(scope.get("app"))
+        ):
+            await self.app(scope, receive, send)
+            return
+        switch = decision.switch
+        worker = switch.worker
+        ready = worker.joined and switch.polled is None
+        if not ready and not await decision.join():
+            await self._closed(scope, receive, send, known=False)
+            return
+        if worker.state.active and switch.in_force(worker.look()):
+            await self._closed(scope, receive, send)
+            return
+        visit = Visit(scope, settled=True)
+        with worker.admit(visit) as admission:
+            if not admission.state.active or not switch.in_force(admission.state):
+                scope[decision.key] = visit
+                await self.app(scope, receive, _observed(send, visit, admission))
+                return
+        await self._closed(scope, receive, send)
+
+    async def _closed(
+        self, scope: Scope, receive: Receive, send: Send, *, known: bool = True
+    ) -> None:
+        """Decide while maintenance is on, or while its state is not known."""
+        decision = self._decision
+        ahead = look_ahead(self._behind(scope), scope)
+        coverage = None if ahead is None else _foreseen(ahead)
+        if (
+            ahead is None
+            or coverage is None
+            or coverage.exempt
+            or any(map(self._is_overridden, ahead.apps))
+        ):
+            await self.app(scope, receive, send)
+            return
+        if self._guard in direct_dependencies(ahead.effective):
+            await self._beside(scope, receive, send, ahead, coverage, known=known)
+            return
+        refusal: Exception
+        with ExitStack() as stack:
+            try:
+                if not known:
+                    refuse(scope, decision.unknown())
+                pending = decision.take(_unread(ahead.scope), stack, coverage)
+                if pending is not None:
+                    await pending
+            except (HTTPException, WebSocketException) as error:
+                refusal = error
+            else:
+                scope[decision.key] = Visit(scope, settled=True)
+                await self.app(scope, receive, send)
+                return
+        await _answer(refusal, ahead, scope, receive, send)
+
+    async def _beside(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        ahead: Ahead,
+        coverage: Coverage,
+        *,
+        known: bool,
+    ) -> None:
+        """Leave a request to the guard inside, but its body unread until it decides."""
+        decision = self._decision
+        visit = scope[decision.key] = Visit(scope, settled=False)
+        if not known:
+            visit.refusal = decision.unknown()
+        undecided = True
+
+        async def receiving() -> Message:
+            nonlocal undecided
+            asker = who_asks(door) if undecided else Asker.MIDDLEWARE
+            if asker is Asker.MIDDLEWARE:
+                return await receive()
+            undecided = False
+            try:
+                if visit.refusal is not None:
+                    raise visit.refusal
+                seen = _unread({**ahead.scope, **scope})
+                pending = decision.take(seen, stack, coverage)
+                if pending is not None:
+                    await pending
+            except HTTPException as error:
+                reached = direct_dependencies(effective_route(scope))
+                if asker is not Asker.THROUGH_GROUP or self._guard not in reached:
+                    raise
+                # The guard will refuse, before anything is made of the empty body.
+                visit.refusal = error
+                return _NOTHING
+            visit.settled = True
+            return await receive()
+
+        door = Door._beside.__code__
+        with ExitStack() as stack:
+            await self.app(scope, receiving, send)
+
+    def _is_overridden(self, app: object) -> bool:
+        overrides: Mapping[object, object] = getattr(app, "dependency_overrides", {})
+        return bool(overrides) and self._guard in overrides
+
+    def _behind(self, _scope: Scope) -> object:
+        """Return where to look for what a request will reach."""
+        return self.app
+
+
+def _is_application(app: object) -> bool:
+    return callable(app) and not isinstance(app, type | BaseRoute)
+
+
+def _observed(send: Send, visit: Visit, admission: Admission) -> Send:
+    """Return a ``send`` that gives the count back once an exempt endpoint answers."""
+    unseen = True
+
+    def sending(message: Message) -> Awaitable[None]:
+        nonlocal unseen
+        if unseen:
+            unseen = False
+            if visit.is_exempt():
+                admission.release()
+        return send(message)
+
+    return sending
+
+
+def _foreseen(ahead: Ahead) -> Coverage:
+    effective = ahead.effective
+    exempt = (
+        is_marked(ahead.endpoint, effective)
+        or any(is_marked(box, None) for box in ahead.passed)
+        or (
+            ahead.home
+            and isinstance(ahead.apps[-1], FastAPI)
+            and ahead.scope["type"] == "http"
+            and documents(ahead.apps[-1], effective)
+        )
+    )
+    return Coverage(exempt, label_of(ahead.scope, effective), None)
+
+
+def _unread(scope: Scope) -> HTTPConnection:
+    """Return a connection for handlers that has all but a body."""
+    unread = scope[UNREAD] = Unread()
+    if scope["type"] == "websocket":
+        return WebSocket(scope, unread, unread)
+    return Request(scope, unread, unread)
+
+
+async def _answer(
+    error: Exception, ahead: Ahead, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Let the exception handlers of the innermost application answer.
+
+    Raises:
+        Exception: The error, if the door stands where they see it themselves.
+
+    """
+    if not ahead.apps and "starlette.exception_handlers" in scope:
+        raise error
+    app = ahead.apps[-1] if ahead.apps else scope.get("app")
+    handlers: dict[Any, Any] = {  # of all kinds of errors, as Starlette types them
+        HTTPException: http_exception_handler,
+        **getattr(app, "exception_handlers", {}),
+    }
+    # Those answer for what the application does not handle; this is handled.
+    handlers.pop(500, None)
+    handlers.pop(Exception, None)
+
+    async def refusing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise error
+
+    handling = ExceptionMiddleware(refusing, handlers)
+    await handling(ahead.scope, receive, send)
