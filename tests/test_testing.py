@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import anyio
+import anyio.lowlevel
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
@@ -298,7 +298,7 @@ class LosesRaces(Whole):
     async def publish(self, name: str, change: Change) -> MaintenanceState:
         """Replace the state by what follows from an old one."""
         before = await self.read(name)
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         state = change(before).but(epoch=(await self.read(name)).epoch + 1)
         self.states[name] = state
         return state
