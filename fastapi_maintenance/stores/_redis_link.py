@@ -54,6 +54,7 @@ class RedisLink:
         self.reported_old = 0
         self.due = 0.0
         self.known = Known()
+        self.heard = False
         self._adopted = 0
         self._identity: ProcessIdentity | None = None
         self._field = ""
@@ -133,6 +134,7 @@ class RedisLink:
     def offer(self, known: Known) -> bool:
         """Take a newer state in; requests see it from their next admission on."""
         with self._offering:
+            self.heard = True
             if known.epoch <= self.known.epoch:
                 return False
             self.known = known
@@ -212,6 +214,7 @@ class RedisLink:
             )
         if reply.doc:
             self.offer(understand(self.place, reply.epoch, reply.tag, reply.doc))
+        self.heard = True
         if not reply.run:
             self._said_once(
                 f"maintenance: {self.place} denies INFO, so that a restart which loses"

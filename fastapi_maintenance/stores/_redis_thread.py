@@ -198,6 +198,8 @@ class Hub:
         with self._lock:
             workers = list(self._workers)
         pause = _SLICE
+        if not workers:
+            return pause
         try:
             self._ear.listen({worker.link.keys.channel for worker in workers})
             for worker in workers:

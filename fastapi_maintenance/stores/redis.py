@@ -72,6 +72,7 @@ class RedisStore:
             )
         self._connector = connector
         self._scripts = Scripts(connector, self.prefix)
+        self._workers: dict[str, RedisWorker] = {}
         self._generations: dict[str, str] = {}
         self._seen: dict[str, Vanished] = {}
         self._kernel = kernel_of(ProcessIdentity.own())
@@ -99,7 +100,11 @@ class RedisStore:
     def worker(self, name: str) -> RedisWorker:
         """Return this process's one worker for a switch under this prefix."""
         place = self.location
-        return worker_at(RedisWorker, place, name, lambda: self._make(place, name))
+        if name not in self._workers:
+            self._workers[name] = worker_at(
+                RedisWorker, place, name, lambda: self._make(place, name)
+            )
+        return self._workers[name]
 
     def _make(self, place: str, name: str) -> RedisWorker:
         with _hubs_lock:
@@ -116,13 +121,13 @@ class RedisStore:
             StoreError: If it has read none.
 
         """
-        known = self.worker(name).link.known
-        if known == Known():
+        link = self.worker(name).link
+        if not link.heard:
             raise StoreError(
                 f"{self.location} has not been read yet; use"
                 " FastAPI(lifespan=guard.lifespan), or `await store.read(name)` first"
             )
-        return known.state
+        return link.known.state
 
     async def read(self, name: str) -> MaintenanceState:
         """Read the state; off when none was ever published.

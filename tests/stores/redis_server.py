@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -107,6 +110,11 @@ class RedisServer:
             return bool(client.ping())
         return False
 
+    def uptime(self) -> int:
+        """Return how long it has been up, in seconds."""
+        with self.client() as client:
+            return int(client.info("server")["uptime_in_seconds"])
+
     def run(self, *words: str | int) -> object:
         """Run one command as administrator."""
         with self.client() as client:
@@ -152,3 +160,22 @@ def serving(folder: Path, *options: str, **more: object) -> Iterator[RedisServer
         yield server.start()
     finally:
         server.kill()
+
+
+@functools.cache
+def shared_server() -> RedisServer:
+    """Return one server for the whole run, old enough that nothing waits for it.
+
+    A server that has just started may have lost what workers know: joining waits.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="redis-")
+    server = RedisServer(Path(folder.name))
+
+    def end() -> None:
+        server.kill()
+        folder.cleanup()
+
+    atexit.register(end)
+    server.start()
+    until(lambda: server.uptime() >= 5, what="the server has settled")
+    return server
