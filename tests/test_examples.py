@@ -6,6 +6,7 @@ import secrets
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore
+from fastapi_maintenance.testing import check_store
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -217,10 +219,12 @@ def test_own_store(load: Load, tmp_path: Path) -> None:
         assert status(client) == 503
         report = call(client, lambda: example.guard.drain(timeout=0.1))
         assert report.outcome == "unknown"
+    anyio.run(check_store, lambda: example.TableStore("shop.sqlite"))
     with served(load("own_store").app) as client:
         assert status(client) == 503
     with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as database:
-        rows = database.execute("SELECT name FROM maintenance").fetchall()
+        query = "SELECT name FROM maintenance WHERE name NOT LIKE 'check-%'"
+        rows = database.execute(query).fetchall()
     assert rows == [("default",)]
 
 
@@ -305,6 +309,83 @@ def test_shop(load: Load) -> None:
         assert status(client, "/products") == 503
         assert status(client, "/health") == 200
         assert status(client, "/docs") == 200
+
+
+def test_whole_application(load: Load) -> None:
+    """The middleware closes the mount and refuses before a body is looked at."""
+    example = load("whole_application")
+    with served(example.app) as client:
+        assert client.post("/documents", json={"text": "abc"}).json() == 3
+        assert status(client, "/reports/today") == 200
+        call(client, example.guard.enable)
+        assert client.post("/documents", content="no JSON").status_code == 503
+        assert status(client, "/reports/today") == 503
+        assert status(client, "/reports/health") == 200
+        assert status(client, "/nothing") == 404
+
+
+def test_static_files(load: Load) -> None:
+    """The wrapped files are refused, those beside it are not."""
+    example = load("static_files")
+    with served(example.app) as client:
+        assert status(client, "/static/app.py") == 200
+        call(client, example.guard.enable)
+        assert status(client, "/static/app.py") == 503
+        assert status(client, "/open/app.py") == 200
+
+
+def test_control(load: Load) -> None:
+    """Operators close and open over HTTP, while closed too; nobody else does."""
+    example = load("control", OPERATORS_PASSWORD="s3cret-password")
+    with served(example.app) as client:
+        state = {"active": True, "message": "Back at noon"}
+        assert client.put("/maintenance", json=state).status_code == 401
+        wrong = client.put("/maintenance", json=state, auth=("ada", "guess"))
+        assert wrong.status_code == 401
+        client.auth = ("ada", "s3cret-password")
+        assert client.put("/maintenance", json=state).json()["active"]
+        assert client.get("/").json() == {"detail": "Back at noon"}
+        assert status(client, "/maintenance/console") == 200
+        assert client.put("/maintenance", json={"active": False}).status_code == 200
+        assert status(client) == 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("text/html,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("application/problem+json", "application/problem+json"),
+        ("*/*", "application/json"),
+    ],
+)
+def test_refusal_page(load: Load, accept: str, expected: str) -> None:
+    """Each client gets the form that it asks for, with the same status and header."""
+    example = load("refusal_page")
+    with served(example.app) as client:
+        call(client, example.guard.enable)
+        answer = client.get("/", headers={"Accept": accept})
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "300"
+        assert answer.headers["Content-Type"] == expected
+
+
+def test_long_streams(load: Load) -> None:
+    """A stream that never ends by itself ends when a drain asks it to."""
+    example = load("long_streams")
+
+    def in_flight() -> int:
+        roster = call(client, lambda: example.guard._switch.source.roster("default"))
+        return sum(row.in_flight for row in roster.rows)
+
+    with served(example.app) as client, ThreadPoolExecutor() as threads:
+        stream = threads.submit(client.get, "/ticks")
+        deadline = time.monotonic() + 20
+        while not in_flight():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        report = call(client, lambda: example.close(0))
+        assert report.drained
+        assert stream.result(20).text.endswith("tick\ncome back later\n")
 
 
 # What people write first, in their own words. It runs unchanged as an exempt handler;
