@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import anyio
@@ -52,13 +51,15 @@ def run_command(
             f"no command, or none to execute: {command[0]!r}; nothing was published",
         )
     try:
+        target.require(init=init)
+    except FailureError as error:
+        raise FailureError(OWN_FAILURE, str(error)) from None
+    try:
         # Before there is any thread: each inherits what is held back here.
         with Signals() as signals:
             run = _Run(target, plan, signals, stay=stay)
             words = [path, *command[1:]]
-            return anyio.run(partial(run.take, order, words, token, init=init))
-    except FailureError as error:
-        raise FailureError(max(error.code, OWN_FAILURE), str(error)) from error
+            return anyio.run(run.take, order, words, token)
     except (StoreError, FenceRefusedError, OSError) as error:
         raise FailureError(OWN_FAILURE, str(error)) from error
 
@@ -74,10 +75,7 @@ class _Run:
         self._stay = stay
         self._holder = new_holder()
 
-    async def take(
-        self, order: Order, command: list[str], token: str | None, *, init: bool
-    ) -> int:
-        self._target.require(init=init)
+    async def take(self, order: Order, command: list[str], token: str | None) -> int:
         fenced = await self._switch.fence(self._plan, order, holder=self._holder)
         self._target.published(fenced.state, fenced.roster, token)
         try:

@@ -1,0 +1,351 @@
+"""``run``: a command under maintenance, and what is left when it ends."""
+
+import json
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fastapi_maintenance.state import OPERATOR
+from fastapi_maintenance.switch import Order
+from tests.cli.support import (
+    Member,
+    call,
+    eventually,
+    invoke,
+    program,
+    started,
+    state,
+)
+
+STUBBORN = """
+import pathlib, signal, sys
+heard = []
+signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+pathlib.Path("ready").touch()
+found = signal.sigwaitinfo(signals)
+while found is not None:
+    heard.append(signal.Signals(found.si_signo).name)
+    found = signal.sigtimedwait(signals, 0.3)
+pathlib.Path("heard").write_text(" ".join(heard))
+"""
+
+
+def on_now(folder: Path) -> bool:
+    """Tell whether maintenance is in force."""
+    return state(folder).in_force(datetime.now(UTC))
+
+
+def script(folder: Path, text: str) -> list[str]:
+    """Return a command that runs a Python text."""
+    path = folder / "script.py"
+    path.write_text(text)
+    return [sys.executable, str(path)]
+
+
+@pytest.mark.usefixtures("member")
+def test_a_command_that_succeeds_runs_under_maintenance_and_opens(
+    folder: Path,
+) -> None:
+    """It finds the service closed; afterwards it is open; its output is its own."""
+    store = folder / ".fastapi-maintenance" / "default.json"
+    result = call("run", "--message", "x", "--", "cat", str(store), cwd=folder)
+    assert result.returncode == 0
+    within = json.loads(result.stdout)
+    assert within["active"] is True
+    assert within["begun"] is True
+    assert within["message"] == "x"
+    assert not state(folder).active
+    assert "The command succeeded; maintenance is off." in result.stderr
+
+
+@pytest.mark.usefixtures("member")
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [("exit 4", 4, "exit code 4"), ("kill -9 $$", 137, "SIGKILL")],
+)
+def test_a_command_that_fails_leaves_it_on(
+    folder: Path, command: str, code: int, said: str
+) -> None:
+    """Its code is passed on, and a person opens without force."""
+    result = call("run", "sh", "-c", command, cwd=folder)
+    assert result.returncode == code
+    assert f"warning: the command ended with {said}; maintenance stays" in result.stderr
+    assert on_now(folder)
+    assert state(folder).holders == (OPERATOR,)
+    assert invoke("off").exit_code == 0
+
+
+@pytest.mark.usefixtures("member")
+def test_a_real_time_signal_has_a_number(folder: Path) -> None:
+    """A signal without a name ends like every other one."""
+    command = f"import os; os.kill(os.getpid(), {signal.SIGRTMIN + 1})"
+    result = call("run", sys.executable, "-c", command, cwd=folder)
+    assert result.returncode == 128 + signal.SIGRTMIN + 1
+    assert f"signal {signal.SIGRTMIN + 1}" in result.stderr
+
+
+@pytest.mark.usefixtures("member")
+def test_run_as_json_keeps_standard_output_for_the_command(folder: Path) -> None:
+    """Published, result and end are lines of JSON on standard error."""
+    result = call("run", "--json", "--bypass", "--", "echo", "own", cwd=folder)
+    assert result.stdout == "own\n"
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [event["event"] for event in events] == ["published", "result", "end"]
+    assert len(events[0]["bypass_token"]) == 43
+    assert events[-1]["command_exit"] == 0
+    assert events[-1]["active"] is False
+
+
+@pytest.mark.usefixtures("member")
+@pytest.mark.parametrize("command", ["no-such-command", "./plain.txt"])
+def test_a_command_that_does_not_exist_is_found_out_first(
+    folder: Path, command: str
+) -> None:
+    """Exit code 127, and nothing was published."""
+    (folder / "plain.txt").touch()
+    result = call("run", "--", command, cwd=folder)
+    assert result.returncode == 127
+    assert repr(command) in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert state(folder).epoch == 0
+
+
+@pytest.mark.usefixtures("member")
+def test_a_command_that_cannot_start_puts_everything_back(folder: Path) -> None:
+    """A file that is no program is exit code 125, and the service is open again."""
+    path = folder / "broken"
+    path.write_bytes(b"\x7fELF")
+    path.chmod(0o755)
+    result = call("run", str(path), cwd=folder)
+    assert result.returncode == 125
+    assert f"cannot start {path}: " in result.stderr
+    assert "the state is what it was before: off" in result.stderr
+    assert not state(folder).active
+
+
+def test_not_drained_starts_nothing_and_goes_back(folder: Path, member: Member) -> None:
+    """Exit code 125, and a state that stood before stands again."""
+    words = ("run", "--timeout", "0.2", "--", "touch", "ran")
+    with member.busy():
+        result = call(*words, cwd=folder)
+        assert result.returncode == 125
+        assert "(busy)" in result.stderr
+        assert "the command was not started; the state is what it was" in result.stderr
+        assert not state(folder).active
+        invoke("on", "--message", "first", "--read-only")
+        result = call(*words, cwd=folder)
+        assert result.returncode == 125
+        assert "what it was before: on" in result.stderr
+        assert state(folder).message == "first"
+        assert state(folder).read_only
+    assert not (folder / "ran").exists()
+
+
+def test_not_drained_stays_on_when_told_to(folder: Path, member: Member) -> None:
+    """``--stay`` keeps it on, for a person to open without force."""
+    with member.busy():
+        words = ("run", "--stay", "--timeout", "0.2", "touch", "ran")
+        result = call(*words, cwd=folder)
+    assert result.returncode == 125
+    assert "the command was not started; maintenance stays on" in result.stderr
+    assert on_now(folder)
+    assert invoke("off").exit_code == 0
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.usefixtures("member")
+def test_on_before_stays_on_afterwards(folder: Path) -> None:
+    """A person's own ``on`` outlives a command that succeeded under it."""
+    invoke("on", "--message", "mine")
+    result = call("run", "true", cwd=folder)
+    assert result.returncode == 0
+    assert "maintenance stays on: others hold it" in result.stderr
+    assert on_now(folder)
+    assert state(folder).message == "mine"
+    assert invoke("off").exit_code == 0
+
+
+@pytest.mark.usefixtures("member")
+def test_overlapping_runs_each_hold_it(folder: Path) -> None:
+    """It opens when the last of two commands has ended, whichever that is."""
+    with started(
+        program("run", "sh", "-c", "while ! test -e go; do sleep 0.02; done"), folder
+    ) as process:
+        eventually(lambda: state(folder).active and len(state(folder).holders) == 1)
+        assert call("run", "true", cwd=folder).returncode == 0
+        assert on_now(folder)
+        assert invoke("off").exit_code == 2
+        (folder / "go").touch()
+        assert process.wait(20) == 0
+    assert not state(folder).active
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_command_starts_leaves_it_on(
+    folder: Path, member: Member, number: signal.Signals
+) -> None:
+    """Whoever interrupts the wait does not open, and starts nothing."""
+    words = program("run", "--json", "touch", "ran")
+    with member.busy(), started(words, folder) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert f"interrupted by {number.name}; maintenance stays on" in errors
+    assert on_now(folder)
+    assert state(folder).holders == (OPERATOR,)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.usefixtures("member")
+def test_signals_are_handed_on_and_never_open(folder: Path) -> None:
+    """The command hears all three; its success after them does not open."""
+    with started(program("run", *script(folder, STUBBORN)), folder) as process:
+        eventually((folder / "ready").exists)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    heard = (folder / "heard").read_text().split()
+    assert sorted(heard) == ["SIGHUP", "SIGINT", "SIGTERM"]
+    assert "the command ended with exit code 0 after " in errors
+    assert on_now(folder)
+    assert invoke("off").exit_code == 0
+
+
+@pytest.mark.usefixtures("member")
+def test_a_command_that_a_signal_ends_leaves_it_on(folder: Path) -> None:
+    """TERM reaches the command, and the code is 128 and its number."""
+    words = program("run", "sh", "-c", "touch ready; exec sleep 30")
+    with started(words, folder) as process:
+        eventually((folder / "ready").exists)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert "ended with SIGTERM after SIGTERM; maintenance stays on" in errors
+    assert on_now(folder)
+
+
+@pytest.mark.usefixtures("member")
+def test_what_is_ignored_from_the_start_stays_ignored(folder: Path) -> None:
+    """Under ``nohup`` a hang-up reaches neither the program nor its command."""
+    text = "touch ready; while ! test -e go; do sleep 0.02; done"
+    words = ["nohup", *program("run", "sh", "-c", text)]
+    with started(words, folder) as process:
+        eventually((folder / "ready").exists)
+        process.send_signal(signal.SIGHUP)
+        (folder / "go").touch()
+        assert process.wait(20) == 0
+    assert not state(folder).active
+
+
+@pytest.mark.usefixtures("member")
+def test_killed_in_the_middle_it_is_held_until_forced(folder: Path) -> None:
+    """KILL leaves the hold; nobody opens under the orphaned command by accident."""
+    words = program("run", "sh", "-c", "touch ready; exec sleep 1")
+    with started(words, folder) as process:
+        eventually((folder / "ready").exists)
+        process.kill()
+        process.wait(20)
+    assert on_now(folder)
+    assert invoke("off").exit_code == 2
+    assert invoke("off", "--force").exit_code == 0
+
+
+def test_a_hold_that_was_taken_away_is_told(folder: Path, member: Member) -> None:
+    """Forced off while the command ran: its end says so, and publishes nothing."""
+    text = "touch ready; while ! test -e go; do sleep 0.02; done"
+    with started(program("run", "sh", "-c", text), folder) as process:
+        eventually((folder / "ready").exists)
+        assert invoke("off", "--force").exit_code == 0
+        anyio.run(member.switch.enable, Order(message="other", actor="another"))
+        epoch = state(folder).epoch
+        (folder / "go").touch()
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "had lost its hold: another published another state" in errors
+    assert state(folder).epoch == epoch
+
+
+@pytest.mark.usefixtures("member")
+@pytest.mark.parametrize(("ending", "code"), [("true", 125), ("exit 3", 3)])
+def test_a_store_that_breaks_meanwhile_stays_on(
+    folder: Path, ending: str, code: int
+) -> None:
+    """A success that cannot open is 125, never 0; a failure keeps its own code."""
+    path = folder / ".fastapi-maintenance" / "default.json"
+    text = f"rm {path}; mkdir {path}; {ending}"
+    result = call("run", "sh", "-c", text, cwd=folder)
+    assert result.returncode == code
+    assert "maintenance stays on and held" in result.stderr
+    assert "off --force" in result.stderr
+    path.rmdir()
+
+
+def test_a_store_that_breaks_before_the_command_is_told(
+    folder: Path, member: Member
+) -> None:
+    """Nothing is started, and the line says that the hold is still there."""
+    words = program("run", "--json", "touch", "ran")
+    broken = folder / ".fastapi-maintenance" / "run" / "default.epoch"
+    with member.busy(), started(words, folder) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        broken.unlink()
+        broken.mkdir()
+        _, errors = process.communicate(timeout=20)
+        broken.rmdir()
+    assert process.returncode == 125
+    assert "maintenance stays on and held" in errors
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("--at", "2030-01-01T00:00Z", "true"), 2, "--at and --auto-off"),
+        (("--auto-off", "--for", "5m", "true"), 2, "--at and --auto-off"),
+        (("--stay", "--rollback", "true"), 2, "--stay and --rollback"),
+        (("--timeout", "-1", "true"), 2, "not a duration"),
+        ((), 2, "COMMAND"),
+        (("true",), 125, "no store at"),
+    ],
+)
+def test_what_cannot_be_run_under_is_refused(
+    folder: Path, words: tuple[str, ...], code: int, text: str
+) -> None:
+    """A mistake on the line is 2, a failure of the program itself 125."""
+    result = invoke("run", *words)
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert result.stdout == ""
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.usefixtures("member")
+def test_a_window_that_opens_by_the_clock_is_no_place_to_run(folder: Path) -> None:
+    """Under ``--auto-off`` a migration could see traffic: 125, nothing changed."""
+    invoke("on", "--for", "5m", "--auto-off")
+    before = state(folder)
+    result = call("run", "--wait", "touch", "ran", cwd=folder)
+    assert result.returncode == 125
+    assert "auto_off" in result.stderr
+    assert state(folder) == before
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.usefixtures("member")
+def test_init_is_for_run_too(tmp_path: Path) -> None:
+    """A first deployment may migrate before a service has ever started."""
+    place = f"file:{tmp_path / 'new'}"
+    words = ("--init", "--store", place, "--workers", "0", "true")
+    result = call("run", *words, cwd=tmp_path)
+    assert result.returncode == 0
+    assert "no worker has joined" in result.stderr
+    assert (tmp_path / "new").is_dir()
