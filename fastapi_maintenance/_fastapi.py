@@ -138,7 +138,7 @@ class LazyDependency:
                 )
 
     async def __call__(self, connection: HTTPConnection) -> object:
-        """Solve it for a connection, within :func:`stacks_kept`.
+        """Solve it for a connection, within ``stacks_kept``.
 
         Raises:
             ValueError: If a parameter below it is missing or not valid.

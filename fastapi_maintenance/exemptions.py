@@ -35,7 +35,7 @@ class _Nothing:
 
 
 class MaintenanceExempt:
-    """The type of :data:`maintenance_exempt`, of which there is one."""
+    """The type of ``maintenance_exempt``, of which there is one."""
 
     # As a dependency it declares no parameters.
     __signature__ = inspect.Signature()

@@ -33,7 +33,7 @@ class MaintenanceGuard:
     first among the dependencies, so that nothing else runs before a refusal.
 
     Args:
-        store: Where the state lives: a store, a URL for :func:`open_store`, or None for
+        store: Where the state lives: a store, a URL for ``open_store``, or None for
             ``$FASTAPI_MAINTENANCE_STORE``, else the directory ``.fastapi-maintenance``.
         name: Which switch of the store; one store can hold several.
         exempt_handler: One or several callables of the connection that let a request
@@ -324,7 +324,7 @@ class MaintenanceGuard:
 
 
 class AdmittedWork:
-    """What :meth:`MaintenanceGuard.admit` returns."""
+    """What ``MaintenanceGuard.admit`` returns."""
 
     def __init__(self, decision: Decision) -> None:
         self._decision = decision

@@ -18,7 +18,7 @@ from .stores import Store
 
 
 class GuardOptions(TypedDict, total=False):
-    """What :class:`MaintenanceGuard` takes."""
+    """What ``MaintenanceGuard`` takes."""
 
     store: Store | str | None
     name: str
@@ -44,7 +44,7 @@ class MaintenanceModeMiddleware(Door):
     Args:
         app: The application behind it; ``add_middleware`` gives it.
         guard: Who decides. Without one, it makes its own of the options.
-        options: Those of :class:`MaintenanceGuard`.
+        options: Those of ``MaintenanceGuard``.
 
     Raises:
         TypeError: If both a guard and options are given, or something else than a

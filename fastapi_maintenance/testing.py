@@ -36,7 +36,7 @@ def force(
     Args:
         guard: Whose state.
         active: On, or off whatever the store says.
-        message: As for :meth:`MaintenanceGuard.enable`; so are the others.
+        message: As for ``MaintenanceGuard.enable``; so are the others.
         at: When it begins.
         until: When it is expected to end.
         auto_off: Open by the clock at ``until``.

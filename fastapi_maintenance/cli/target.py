@@ -63,7 +63,7 @@ class Target:
     """One switch of one store, and where to write about it.
 
     Args:
-        url: The store, as :func:`open_store` takes it.
+        url: The store, as ``open_store`` takes it.
         name: The switch.
         out: Where to write.
 

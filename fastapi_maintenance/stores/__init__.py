@@ -1,7 +1,7 @@
 """Where the state lives: one contract, one module for each engine.
 
-A store of your own needs the small half only, :class:`Store`. Those that ship
-here are also :class:`FencedStore`: they know their workers and can be drained.
+A store of your own needs the small half only, ``Store``. Those that ship
+here are also ``FencedStore``: they know their workers and can be drained.
 """
 
 from __future__ import annotations
