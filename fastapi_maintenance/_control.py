@@ -11,6 +11,7 @@ from anyio import WouldBlock
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.params import Depends as DependsType
 
+from ._document import Document
 from ._events import EventStream, Feed
 from ._http import actor_of, answered, body_of
 from ._wire import BypassToken, NewState, StateView, answers, seen, takes, view
@@ -18,7 +19,6 @@ from .decision import BYPASS_COOKIE
 from .exemptions import maintenance_exempt
 from .fence import DrainReport, Outcome, Roster
 from .guard import MaintenanceGuard
-from .pages import Document
 from .stores import StoreError
 from .switch import Fenced, Switch, digest
 from .waiting import FenceRefusedError, Plan

@@ -1,15 +1,12 @@
 """The answer in the form that a client asks for: a page, problem+json or JSON."""
 
-import base64
-import hashlib
 import inspect
 import logging
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from ._document import Document, filled
 from .refusal import DEFAULT_DETAIL, MaintenanceError
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -44,7 +42,6 @@ _PROBLEM: Final = "application/problem+json"
 _ITEM: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _PART: Final = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*")+')
 _QUALITY: Final = re.compile(r"0(?:\.[0-9]*)?|1(?:\.0*)?")
-_PLACEHOLDER: Final = re.compile(r"\{\{ ?([a-z_]+) ?\}\}")
 
 
 def maintenance_exception_handler(page: Page = None) -> Handler:
@@ -121,6 +118,8 @@ def _qualities(header: str) -> dict[str, float]:
     if len(header) > LONGEST_ACCEPT:
         return named
     for item in _ITEM.findall(header):
+        if item.lstrip(" \t").startswith(";"):
+            continue  # Parameters of nothing.
         kind, *parameters = (part.strip(" \t") for part in _PART.findall(item))
         quality = "1"
         for parameter in parameters:
@@ -146,55 +145,6 @@ def _problem(error: MaintenanceError) -> dict[str, object]:
         # Browser code on another origin cannot read the header.
         "retry_after": error.retry_after,
     }
-
-
-class Document:
-    """One self-contained HTML file, and the policy that lets its own code run only.
-
-    Args:
-        text: The file's content; every ``<script>`` and ``<style>`` of it is allowed.
-        policy: Directives beside those of the code.
-
-    """
-
-    def __init__(self, text: str, policy: str) -> None:
-        self.text = text
-        allowed = [
-            f"{directive}-src {' '.join(_hashes(text, directive))}"
-            for directive in ("script", "style")
-        ]
-        self.policy = "; ".join(["default-src 'none'", *allowed, policy])
-
-    @classmethod
-    def of(cls, name: str, policy: str) -> "Document":
-        """Return one of the documents beside this module."""
-        path = Path(__file__).with_name(name)
-        return cls(path.read_text(encoding="utf-8"), policy)
-
-    def response(self, values: Mapping[str, str]) -> Response:
-        """Return it with its placeholders filled, escaped."""
-        return HTMLResponse(
-            filled(self.text, values),
-            headers={
-                "Content-Security-Policy": self.policy,
-                "Referrer-Policy": "same-origin",
-                "X-Content-Type-Options": "nosniff",
-            },
-        )
-
-
-def filled(text: str, values: Mapping[str, str]) -> str:
-    """Replace known placeholders, in one pass: a value is never read as a template."""
-    return _PLACEHOLDER.sub(
-        lambda found: escape(values[found[1]]) if found[1] in values else found[0],
-        text,
-    )
-
-
-def _hashes(text: str, tag: str) -> list[str]:
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    digests = (hashlib.sha256(code.encode()).digest() for code in found)
-    return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
 
 
 def _values(request: Request, error: MaintenanceError) -> dict[str, str]:

@@ -117,8 +117,8 @@ async def test_forced_guard_can_be_switched_and_drained() -> None:
     with force(guard):
         report = await guard.drain(timeout=0)
         assert report.drained
-        with pytest.raises(MaintenanceError), guard.admit():
-            pass
+        with pytest.raises(MaintenanceError):
+            guard.admit().__enter__()
         await guard.disable()
         with guard.admit():
             pass
