@@ -226,9 +226,14 @@ def _read_row(
     rest = os.pread(descriptor, _SLOT_SIZE - _MAGIC, _MAGIC)
     identity = _identity(rest)
     pid = int(worker.partition("-")[0])
+    # For people alone, who ask how long a machine has been silent: clocks may differ.
+    silent = max(0.0, time.time() - os.fstat(descriptor).st_mtime)
     if identity is None:
         # Truncated by somebody. Its worker makes it anew; nobody else can tell.
-        return WorkerRow(id=worker, host="?", pid=pid, seen=0, liveness="lost"), None
+        row = WorkerRow(
+            id=worker, host="?", pid=pid, seen=0, liveness="lost", report_age=silent
+        )
+        return row, None
     observer = sight.observer
     same = identity.same_boot(observer)
     # A lock that is free proves nothing about another kernel, unless this very
@@ -238,7 +243,8 @@ def _read_row(
     liveness: Liveness = "dead" if dead else "lost" if free or not same else "alive"
     route, age = _oldest(rest, same_clock=same)
     # A worker that still reads an epoch file which was replaced decides by an old
-    # epoch until it has noticed: its idleness says nothing.
+    # epoch until it has noticed: its idleness says nothing. Nor does that of another
+    # kernel, which may read an epoch of its own.
     reads = rest[_GENERATION - _MAGIC :][:16].hex()
     row = WorkerRow(
         id=worker,
@@ -248,10 +254,11 @@ def _read_row(
         seen=seen if seen <= sight.epoch else 0,
         current=counts & _MOST,
         old=counts >> _HALF,
-        counts_first=reads == sight.generation,
+        counts_first=same and reads == sight.generation,
         liveness=liveness,
         oldest_route=route,
         oldest_age=age,
+        report_age=silent if liveness == "lost" else 0.0,
     )
     return row, identity
 
