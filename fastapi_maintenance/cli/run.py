@@ -58,8 +58,7 @@ def run_command(
         # Before there is any thread: each inherits what is held back here.
         with Signals() as signals:
             run = _Run(target, plan, signals, stay=stay)
-            words = [path, *command[1:]]
-            return anyio.run(run.take, order, words, token)
+            return anyio.run(run.take, order, path, command, token)
     except (StoreError, FenceRefusedError, OSError) as error:
         raise FailureError(OWN_FAILURE, str(error)) from error
 
@@ -75,7 +74,9 @@ class _Run:
         self._stay = stay
         self._holder = new_holder()
 
-    async def take(self, order: Order, command: list[str], token: str | None) -> int:
+    async def take(
+        self, order: Order, path: str, command: Sequence[str], token: str | None
+    ) -> int:
         fenced = await self._switch.fence(self._plan, order, holder=self._holder)
         self._target.published(fenced.state, fenced.roster, token)
         try:
@@ -89,10 +90,10 @@ class _Run:
             then = await self._give_up(fenced, stays=self._stay)
             raise FailureError(OWN_FAILURE, f"{error}; {then}") from error
         try:
-            child = self._start(command)
+            child = self._start(path, command)
         except OSError as error:
             then = await self._give_up(fenced, stays=self._stay)
-            text = f"cannot start {command[0]}: {error.strerror}; {then}"
+            text = f"cannot start {path}: {error.strerror}; {then}"
             raise FailureError(OWN_FAILURE, text) from error
         code, received = await anyio.to_thread.run_sync(
             self._signals.wait_for_child, child
@@ -112,11 +113,11 @@ class _Run:
             raise FailureError(OWN_FAILURE, text)
         self._target.drained(report)
 
-    def _start(self, command: list[str]) -> int:
+    def _start(self, path: str, command: Sequence[str]) -> int:
         python_ignores = [signal.SIGPIPE, signal.SIGXFSZ]
         return os.posix_spawn(
-            command[0],
-            command,
+            path,
+            list(command),
             os.environ,
             setsigmask=self._signals.before,
             setsigdef=python_ignores,
