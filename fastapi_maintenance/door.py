@@ -1,23 +1,20 @@
 """The ASGI door: what no dependency reaches, decided before a byte is read.
 
-Counting without knowing the route. While maintenance is off a door must not match
-routes: that costs more than all else it does. But what is exempt is never counted, and
-a drain must not wait for it. So a request is counted when it enters, before its route
-is known, and gives its count back as soon as an exempt endpoint shows itself:
+While maintenance is off a door does not match routes: that would cost more than all
+else it does. But what is exempt is never counted, and no drain may wait for it. So a
+request is counted when it enters, before its route is known, and what turns out to be
+exempt is sorted out whenever counts are looked at, and when the worker adopts a new
+state: before that nobody waits.
 
-* when its answer begins (a stream, a WebSocket), for what takes long afterwards;
-* when the worker adopts a new state, for what has not answered yet. Only then does
-  anybody wait for it.
-
-Counting too early is safe: the count precedes the reading of the state, as it must, and
-there is no moment at which work that is not exempt runs uncounted. Only what FastAPI's
-own router has written into the scope is believed: a route that was *foreseen* may not
-be the one that runs, and would make a drain lie. Where a middleware behind the door
-copies the scope, an exempt request stays counted until the guard as a dependency sees
-it, or it ends: a drain that waits too long, never one that says drained too early.
+Counting too much for a moment is safe: the count precedes the reading of the state, as
+it must, and work that is not exempt is never uncounted while it runs. Only what the
+application's own router has written into the scope is believed: a route that was merely
+*foreseen* may not be the one that runs, and would make a drain lie. Where a middleware
+behind the door copies the scope, the door learns of an exempt endpoint from the guard
+inside, or not at all: then a drain waits too long, but never says drained too early.
 """
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -37,7 +34,6 @@ from .decision import Coverage, Decision, label_of
 from .exemptions import documents, is_marked
 from .handlers import UNREAD, Unread
 from .refusal import refuse
-from .stores._admission import Admission
 
 _SERVED: Final = frozenset({"http", "websocket"})
 _NOTHING: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
@@ -46,19 +42,20 @@ _NOTHING: Final[Message] = {"type": "http.request", "body": b"", "more_body": Fa
 class Visit:
     """A request that has come through a door, as the guard inside finds it.
 
+    A worker calls it by its route, once that is known.
+
     Attributes:
-        settled: Whether the door has decided for its guard, and counted.
-        refusal: What the guard has to refuse with, decided by the door already.
         scope: The request, where its endpoint shows itself.
 
     """
 
-    __slots__ = ("refusal", "scope", "settled")
+    __slots__ = ("scope",)
 
-    def __init__(self, scope: Scope, *, settled: bool) -> None:
+    settled = True
+    """Whether the door has decided for its guard, and counted."""
+
+    def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.settled = settled
-        self.refusal: HTTPException | None = None
 
     def __str__(self) -> str:
         return label_of(self.scope, effective_route(self.scope))
@@ -74,11 +71,37 @@ class Visit:
             MaintenanceError: If the door has refused and left it to be said inside.
 
         """
-        if self.refusal is not None:
-            raise self.refusal
         # A middleware may have copied the scope; this one has the endpoint.
         self.scope = scope
         return self.settled
+
+
+class Unsettled(Visit):
+    """A request that is left to the guard inside.
+
+    Attributes:
+        settled: Whether the door has decided after all, and counted.
+        refusal: What the guard has to refuse with.
+
+    """
+
+    __slots__ = ("refusal", "settled")
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        self.settled = False
+        self.refusal: HTTPException | None = None
+
+    def settles(self, scope: Scope) -> bool:
+        """Tell the guard inside whether there is nothing left to decide.
+
+        Raises:
+            MaintenanceError: If the door has refused and left it to be said inside.
+
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        return super().settles(scope)
 
 
 class Door:
@@ -100,6 +123,9 @@ class Door:
         self.app = app
         self._guard = guard
         self._decision = decision
+        self._switch = decision.switch
+        self._worker = decision.switch.worker
+        self._key = decision.key
 
     @property
     def routes(self) -> list[BaseRoute]:
@@ -108,31 +134,32 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, counted, or refuse it before its body is read."""
-        decision = self._decision
-        visit: Visit | None = scope.get(decision.key)
-        if (
-            scope["type"] not in _SERVED
-            or (visit is not None and visit.settled)
-            or self._is_overridden(scope.get("app"))
-        ):
+        if scope["type"] not in _SERVED:
+            await self._other(scope, receive, send)
+            return
+        key = self._key
+        visit: Visit | None = scope.get(key)
+        if (visit is not None and visit.settled) or self._is_overridden(scope):
             await self.app(scope, receive, send)
             return
-        switch = decision.switch
-        worker = switch.worker
+        switch, worker = self._switch, self._worker
         ready = worker.joined and switch.polled is None
-        if not ready and not await decision.join():
+        if not ready and not await self._decision.join():
             await self._closed(scope, receive, send, known=False)
             return
-        if worker.state.active and switch.in_force(worker.look()):
-            await self._closed(scope, receive, send)
-            return
-        visit = Visit(scope, settled=True)
-        with worker.admit(visit) as admission:
-            if not admission.state.active or not switch.in_force(admission.state):
-                scope[decision.key] = visit
-                await self.app(scope, receive, _observed(send, visit, admission))
-                return
+        if not (worker.state.active and switch.in_force(worker.look())):
+            visit = Visit(scope)
+            with worker.admit(visit) as admission:
+                state = admission.state
+                if not (state.active and switch.in_force(state)):
+                    scope[key] = visit
+                    await self.app(scope, receive, send)
+                    return
         await self._closed(scope, receive, send)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is no request."""
+        await self.app(scope, receive, send)
 
     async def _closed(
         self, scope: Scope, receive: Receive, send: Send, *, known: bool = True
@@ -145,7 +172,7 @@ class Door:
             ahead is None
             or coverage is None
             or coverage.exempt
-            or any(map(self._is_overridden, ahead.apps))
+            or any(self._is_overridden({"app": app}) for app in ahead.apps)
         ):
             await self.app(scope, receive, send)
             return
@@ -163,7 +190,7 @@ class Door:
             except (HTTPException, WebSocketException) as error:
                 refusal = error
             else:
-                scope[decision.key] = Visit(scope, settled=True)
+                scope[self._key] = Visit(scope)
                 await self.app(scope, receive, send)
                 return
         await _answer(refusal, ahead, scope, receive, send)
@@ -180,7 +207,7 @@ class Door:
     ) -> None:
         """Leave a request to the guard inside, but its body unread until it decides."""
         decision = self._decision
-        visit = scope[decision.key] = Visit(scope, settled=False)
+        visit = scope[self._key] = Unsettled(scope)
         if not known:
             visit.refusal = decision.unknown()
         undecided = True
@@ -212,9 +239,10 @@ class Door:
         with ExitStack() as stack:
             await self.app(scope, receiving, send)
 
-    def _is_overridden(self, app: object) -> bool:
-        overrides: Mapping[object, object] = getattr(app, "dependency_overrides", {})
-        return bool(overrides) and self._guard in overrides
+    def _is_overridden(self, scope: Mapping[str, object]) -> bool:
+        overrides: Mapping[object, object] | None
+        overrides = getattr(scope.get("app"), "dependency_overrides", None)
+        return overrides is not None and self._guard in overrides
 
     def _behind(self, _scope: Scope) -> object:
         """Return where to look for what a request will reach."""
@@ -223,21 +251,6 @@ class Door:
 
 def _is_application(app: object) -> bool:
     return callable(app) and not isinstance(app, type | BaseRoute)
-
-
-def _observed(send: Send, visit: Visit, admission: Admission) -> Send:
-    """Return a ``send`` that gives the count back once an exempt endpoint answers."""
-    unseen = True
-
-    def sending(message: Message) -> Awaitable[None]:
-        nonlocal unseen
-        if unseen:
-            unseen = False
-            if visit.is_exempt():
-                admission.release()
-        return send(message)
-
-    return sending
 
 
 def _foreseen(ahead: Ahead) -> Coverage:

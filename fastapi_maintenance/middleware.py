@@ -77,14 +77,7 @@ class MaintenanceModeMiddleware(Door):
         super().__init__(app, guard, guard._decision)  # noqa: SLF001  # two halves of one thing
         self.guard = guard
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, counted, or refuse it before its body is read."""
-        if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be a worker from before the application starts until it has ended."""
         stack = AsyncExitStack()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -17,6 +18,9 @@ from ._admission import Admission, held
 from ._closing import CloseOrders
 
 logger = logging.getLogger("fastapi_maintenance")
+
+COLLECT_INTERVAL: Final = 2.0
+"""Seconds between two collections of garbage for the sake of cancelled requests."""
 
 Listener = Callable[[MaintenanceState], object]
 
@@ -110,6 +114,8 @@ class Worker:
         self._joining = threading.Lock()
         self._aside = False
         self._late: deque[int] = deque()
+        self._cancelled: set[int] = set()
+        self._collected = -COLLECT_INTERVAL
         self._listeners: list[Listener] = []
         self.orders = CloseOrders()
         self._news: deque[MaintenanceState] = deque()
@@ -254,6 +260,11 @@ class Worker:
             finally:
                 self._lock.release()
 
+    def cancelled(self, number: int) -> None:
+        """Note work that was cancelled, and is counted until its threads have ended."""
+        with self._lock:
+            self._cancelled.add(number)
+
     def refresh(self) -> None:
         """Adopt what is new; for keepers, and before the state is shown."""
         with self._lock:
@@ -265,6 +276,7 @@ class Worker:
 
     def counts(self) -> tuple[int, int, tuple[str, float] | None]:
         """Return current and old counts, and route and start of the oldest."""
+        self._collect()
         with self._lock:
             self._settle()
             oldest = next(iter(self.old.values() or self.current.values()), None)
@@ -309,12 +321,13 @@ class Worker:
         self._unsorted = True
 
     def _sort(self) -> None:
-        """Let go of what was counted unseen and is exempt: now somebody waits."""
+        """Let go of what was counted unseen and is exempt: now somebody looks."""
         self._unsorted = False
         with self._lock:
             unseen = [
                 (number, label)
-                for number, (label, _) in self.old.items()
+                for counted in (self.old, self.current)
+                for number, (label, _) in counted.items()
                 if not isinstance(label, str)
             ]
         # Outside the lock: it runs code of the routes.
@@ -327,9 +340,20 @@ class Worker:
             self._sweep()
             self.link.count(len(self.current), len(self.old))
 
+    def _collect(self) -> None:
+        # The traceback of a cancellation and its frames refer to each other, and to a
+        # context that holds the count. An idle process would keep them, and with them
+        # up whoever waits, until it happens to collect its garbage.
+        if self._cancelled and self.state.active:
+            now = monotonic()
+            if now - self._collected >= COLLECT_INTERVAL:
+                self._collected = now
+                gc.collect()
+
     def _sweep(self) -> None:
         while self._late:
             number = self._late.popleft()
+            self._cancelled.discard(number)
             self.current.pop(number, None)
             self.old.pop(number, None)
 
