@@ -1,0 +1,55 @@
+"""Each fault once, or many times: ``pytest tests/chaos --repeat 20``."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.harness import Operator, Service
+
+LONG = os.environ.get("TEST_BUDGET") == "long"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the number of repetitions."""
+    parser.addoption(
+        "--repeat", type=int, default=20 if LONG else 1, help="run each fault so often"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat every test that brings a service down."""
+    repeat: int = metafunc.config.getoption("--repeat", 20 if LONG else 1)
+    if repeat > 1 and "service" in metafunc.fixturenames:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(repeat))
+
+
+@pytest.fixture
+def flips() -> int:
+    """How often to switch under load."""
+    return 200 if LONG else 10
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Where the state of the service under attack lives."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def service(tmp_path: Path, state: Path) -> Iterator[Service]:
+    """A service without workers yet; none survives the test.
+
+    Whatever a test does, no counted work may have run after *drained*.
+    """
+    with Service(tmp_path / "service", f"file:{state}") as made:
+        yield made
+        assert made.violations() == []
+
+
+@pytest.fixture
+def operator(service: Service) -> Operator:
+    """Who switches it."""
+    return Operator(service)

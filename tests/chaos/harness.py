@@ -1,0 +1,337 @@
+"""Starts services, loads them, operates them, and finds work that ran after *drained*.
+
+Which store is used is told by its URL, so that every engine can be put through it.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from fastapi_maintenance.fence import DrainReport, Outcome, Roster
+from fastapi_maintenance.state import MaintenanceState
+from fastapi_maintenance.stores import open_store
+from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.waiting import Plan
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+ROUTES = (
+    *("/fast", "/slow", "/sync", "/stream", "/background", "/commit", "/fails"),
+    "/blocks?seconds=0.05",
+)
+
+
+def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    """Wait for a condition.
+
+    Raises:
+        TimeoutError: If it does not come true.
+
+    """
+    limit = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > limit:
+            raise TimeoutError(f"did not come true in {seconds} s: {condition}")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody uses."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Instance:
+    """One server process on a port of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    pid: int = 0
+
+    def get(self, path: str, timeout: float = 15.0) -> int:
+        """Send one request and read its answer; return the status."""
+        status, _ = self.read(path, timeout)
+        return status
+
+    def read(self, path: str, timeout: float = 15.0) -> tuple[int, bytes]:
+        """Send one request; return status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def begin(self, path: str) -> threading.Thread:
+        """Send one request from a thread that does not mind how it ends."""
+
+        def run() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.get(path)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the worker itself."""
+        os.kill(self.pid, number)
+
+
+@dataclass
+class Service:
+    """Workers of the shop with one store, and what they noted.
+
+    Attributes:
+        folder: Where the spans are.
+        url: The store.
+        instances: The servers.
+        windows: From *drained* to before the reopening, in nanoseconds.
+        deaths: When a process was known to be gone.
+
+    """
+
+    folder: Path
+    url: str
+    instances: list[Instance] = field(default_factory=list)
+    windows: list[tuple[int, float]] = field(default_factory=list)
+    deaths: dict[int, int] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        (self.folder / "spans").mkdir(parents=True)
+        (self.folder / "spans").chmod(0o777)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for instance in self.instances:
+            for number in (signal.SIGCONT, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(instance.process.pid, number)
+            instance.process.wait()
+
+    def start(
+        self,
+        count: int = 1,
+        *,
+        command: Sequence[str] = ("uvicorn", "--lifespan", "auto"),
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> list[Instance]:
+        """Start servers and wait until they answer.
+
+        Args:
+            count: How many.
+            command: The server's module and its options, but for the port.
+            inside: What it is run by, such as ``unshare``.
+            environment: Further variables.
+            cwd: The working directory.
+
+        """
+        made = []
+        for _ in range(count):
+            port = free_port()
+            if command[0] == "uvicorn":
+                line = [*command, "shop:shop", "--port", str(port)]
+                line += ["--log-level", "error", "--app-dir", str(HERE)]
+            else:
+                line = [*command, "--bind", f"127.0.0.1:{port}", "shop:shop"]
+            with (self.folder / f"{port}.stderr").open("wb") as errors:
+                process = subprocess.Popen(
+                    [*inside, sys.executable, "-m", *line],
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+                        "CHAOS_LOG": str(self.folder / "spans"),
+                        "FASTAPI_MAINTENANCE_STORE": self.url,
+                        **(environment or {}),
+                    },
+                    cwd=self.folder if cwd is None else cwd,
+                    start_new_session=True,
+                    stderr=errors,
+                )
+            made.append(Instance(process, port))
+        self.instances += made
+        for instance in made:
+            until(lambda instance=instance: self._answers(instance), 30)  # type: ignore[misc]  # mypy knows no defaults of lambdas
+        return made
+
+    def _answers(self, instance: Instance) -> bool:
+        if instance.process.poll() is not None:
+            errors = (self.folder / f"{instance.port}.stderr").read_text()
+            raise RuntimeError(f"the server has ended: {errors}")
+        with contextlib.suppress(OSError):
+            status, body = instance.read("/health", 1)
+            instance.pid = int(body) if status == 200 else 0
+        return bool(instance.pid)
+
+    def kill(self, instance: Instance) -> None:
+        """End a worker with SIGKILL, and wait until it is gone."""
+        instance.signal(signal.SIGKILL)
+        if instance.pid == instance.process.pid:
+            instance.process.wait()
+        else:
+            until(lambda: not Path(f"/proc/{instance.pid}").exists())
+        self.deaths[instance.pid] = time.monotonic_ns()
+
+    def spans(self) -> Iterator[tuple[int, float, str]]:
+        """Yield begin, end and name of each span, in nanoseconds."""
+        for log in (self.folder / "spans").glob("*.log"):
+            begun: dict[str, tuple[int, str]] = {}
+            ended: dict[str, int] = {}
+            for line in log.read_text().splitlines():
+                moment, _, number, edge, what = line.split(" ", 4)
+                if edge == "begin":
+                    begun[number] = (int(moment), what)
+                else:
+                    ended[number] = int(moment)
+            never: float = self.deaths.get(int(log.stem), float("inf"))
+            for number, (moment, what) in begun.items():
+                yield moment, ended.get(number, never), f"{what} of {log.stem}"
+
+    def running(self, what: str, count: int = 1) -> bool:
+        """Tell whether so much work of a kind has begun and not ended."""
+        open_ends = [end for _, end, name in self.spans() if name.startswith(what)]
+        return sum(end == float("inf") for end in open_ends) >= count
+
+    def violations(self) -> list[str]:
+        """Return all work that ran between *drained* and the reopening."""
+        return [
+            f"{what} ran {(end - drained) / 1e6:.1f} ms after drained"
+            for drained, opened in self.windows
+            for begin, end, what in self.spans()
+            if begin < opened and end > drained
+        ]
+
+    @contextlib.contextmanager
+    def load(self, clients: int = 6, *, served: bool = True) -> Iterator[None]:
+        """Send requests of every kind for the time of the block.
+
+        Args:
+            clients: How many send them at a time.
+            served: Whether to wait until some are being served.
+
+        """
+        ended = threading.Event()
+        ports = [instance.port for instance in self.instances]
+        thread = threading.Thread(
+            target=lambda: asyncio.run(_visit(ports, ROUTES, clients, ended))
+        )
+        thread.start()
+        try:
+            until(lambda: not served or len(list(self.spans())) > 2 * clients)
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+class Operator:
+    """Operates a service from outside, as the command line does."""
+
+    def __init__(self, service: Service, url: str | None = None) -> None:
+        self.service = service
+        self.switch = Switch(open_store(url or service.url), "default")
+        self.looks: list[tuple[Roster, Outcome]] = []
+
+    def on(self, message: str = "chaos") -> MaintenanceState:
+        """Switch it on."""
+        return asyncio.run(self.switch.enable(Order(message=message)))
+
+    def off(self) -> MaintenanceState:
+        """Switch it off; what runs from now on is allowed."""
+        now = time.monotonic_ns()
+        for index, (drained, opened) in enumerate(self.service.windows):
+            if opened == float("inf"):
+                self.service.windows[index] = (drained, now)
+        return asyncio.run(self.switch.disable(force=True))
+
+    def drain(self, timeout: float = 10.0, **options: object) -> DrainReport:
+        """Switch it on and wait; the window begins at the look that said drained."""
+        plan = Plan(timeout=timeout, **options)  # type: ignore[arg-type]  # the options of any test
+        stamp = 0
+
+        def look(roster: Roster, outcome: Outcome, reason: str) -> None:
+            nonlocal stamp
+            stamp = time.monotonic_ns()
+            self.looks.append((roster, outcome))
+
+        report = asyncio.run(
+            self.switch.drain(plan, order=Order(message="chaos"), look=look)
+        )
+        if report.drained:
+            self.service.windows.append((stamp, float("inf")))
+        return report
+
+    def later(self, timeout: float = 10.0, **options: object) -> "Later":
+        """Drain in a thread, to break things meanwhile."""
+        return Later(lambda: self.drain(timeout, **options), self)
+
+
+class Later:
+    """A drain that goes on."""
+
+    def __init__(self, work: Callable[[], DrainReport], operator: Operator) -> None:
+        self._found: list[DrainReport] = []
+        self._operator = operator
+        self._thread = threading.Thread(target=lambda: self._found.append(work()))
+        self._thread.start()
+        until(lambda: operator.looks or not self._thread.is_alive())
+
+    def looks_again(self, outcome: Outcome | None = None) -> None:
+        """Wait for looks that follow what has just happened."""
+        seen = len(self._operator.looks)
+        until(
+            lambda: any(
+                outcome in {None, found}
+                for _, found in self._operator.looks[seen + 1 :]
+            )
+        )
+
+    def result(self) -> DrainReport:
+        """Wait for the end."""
+        self._thread.join()
+        (report,) = self._found
+        return report
+
+
+async def _visit(
+    ports: Sequence[int], routes: Sequence[str], clients: int, ended: threading.Event
+) -> None:
+    async def visitor(number: int) -> None:
+        choose = random.Random(number)
+        while not ended.is_set():
+            with contextlib.suppress(
+                OSError, TimeoutError, asyncio.IncompleteReadError
+            ):
+                await asyncio.wait_for(
+                    _request(choose.choice(ports), choose.choice(routes)), 3
+                )
+            await asyncio.sleep(0.005)
+
+    await asyncio.gather(*(visitor(number) for number in range(clients)))
+
+
+async def _request(port: int, path: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".encode()
+        )
+        await reader.read()
+    finally:
+        writer.close()

@@ -1,0 +1,39 @@
+"""Drains a store from a process of its own, and prints what it was told as JSON."""
+
+import argparse
+import asyncio
+import json
+import os
+
+import anyio.to_thread
+
+from fastapi_maintenance.stores import StoreError, open_store
+from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.waiting import Plan
+
+
+def main() -> None:
+    """Drain once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("--timeout", type=float, default=5.0)
+    options = parser.parse_args()
+    switch = Switch(open_store(options.url), "default")
+    if "CHAOS_USER" in os.environ:
+        # With everything imported: that user may not be able to read it.
+        asyncio.run(anyio.to_thread.run_sync(int))
+        os.setgroups([])
+        os.setgid(int(os.environ["CHAOS_USER"]))
+        os.setuid(int(os.environ["CHAOS_USER"]))
+    try:
+        report = asyncio.run(
+            switch.drain(Plan(timeout=options.timeout), order=Order(message="chaos"))
+        )
+    except StoreError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        print(json.dumps({"outcome": report.outcome, "reason": report.reason}))
+
+
+if __name__ == "__main__":
+    main()

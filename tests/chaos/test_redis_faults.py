@@ -1,0 +1,538 @@
+"""Servers that restart, freeze, forget and refuse; machines that are cut off."""
+
+import contextlib
+import http.client
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from fastapi_maintenance import StoreError
+from fastapi_maintenance.stores import open_store
+from fastapi_maintenance.stores._redis_errors import acl_line
+from fastapi_maintenance.stores.redis import RedisStore
+from tests.chaos.harness import Instance, Operator, Service, free_port, until
+from tests.stores.redis_proxy import Proxy
+from tests.stores.redis_server import PASSWORD, RedisServer, serving, shared_server
+from tests.stores.redis_workers import NAME, another
+
+pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(180)]
+
+SPARES = 0.5
+"""Seconds that no request may take; one that waited for Redis would take 1.5."""
+
+another_machine = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: pid namespaces")
+
+
+@dataclass
+class Watch:
+    """Visits every worker without a pause, and notes what it was told and how fast."""
+
+    instances: list[Instance]
+    told: list[tuple[int, float]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._visit, args=(instance,))
+            for instance in self.instances
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        if kind is None:
+            assert {status for status, _ in self.told} <= {200, 503}
+            assert max(seconds for _, seconds in self.told) < SPARES
+
+    def _visit(self, instance: Instance) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", instance.port, timeout=20)
+        with contextlib.closing(connection):
+            while not self._ended.wait(0.02):
+                begun = time.monotonic()
+                connection.request("GET", "/fast")
+                response = connection.getresponse()
+                response.read()
+                self.told.append((response.status, time.monotonic() - begun))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of this test's own, that may be broken."""
+    with serving(tmp_path / "redis") as made:
+        yield made
+
+
+@pytest.fixture
+def service(tmp_path: Path, server: RedisServer) -> Iterator[Service]:
+    """A service without workers yet, with a server that may be broken."""
+    with Service(tmp_path / "service", server.url()) as made:
+        yield made
+        assert made.violations() == []
+
+
+@pytest.fixture
+def steady(tmp_path: Path) -> Iterator[Service]:
+    """A service without workers yet, with a server that stays."""
+    url = shared_server().url(f"prefix=t{secrets.token_hex(6)}")
+    with Service(tmp_path / "service", url) as made:
+        yield made
+        assert made.violations() == []
+
+
+def complete(service: Service, count: int) -> Operator:
+    """Return an operator who has said once how many workers there are."""
+    operator = Operator(service)
+    report = operator.drain(workers=count, vouched=True)
+    assert report.outcome == "drained", report
+    operator.off()
+    until(lambda: all(one.get("/fast") == 200 for one in service.instances))
+    return operator
+
+
+def closed(service: Service) -> bool:
+    """Tell whether every worker refuses."""
+    return all(instance.get("/fast") == 503 for instance in service.instances)
+
+
+def busy(service: Service, instance: Instance, seconds: float) -> None:
+    """Let a worker work for a while."""
+    instance.begin(f"/slow?seconds={seconds}")
+    until(lambda: service.running("slow"))
+
+
+def through(proxy: Proxy, service: Service) -> dict[str, str]:
+    """Return the environment of a worker that reaches its Redis by a proxy."""
+    port = service.url.rpartition("@")[2].partition("/")[0].partition(":")[2]
+    url = service.url.replace(f":{port}/", f":{proxy.port}/")
+    return {"FASTAPI_MAINTENANCE_STORE": url}
+
+
+def test_flips_under_load_on_two_machines(steady: Service, flips: int) -> None:
+    """However often it is switched, nothing runs after *drained* on either machine."""
+    with Proxy(shared_server().port) as proxy:
+        steady.start(2)
+        steady.start(2, environment=through(proxy, steady))
+        operator = complete(steady, 4)
+        with steady.load(), Watch(steady.instances):
+            for _ in range(flips):
+                report = operator.drain()
+                assert report.outcome == "drained", report
+                assert len(report.workers) == 4
+                operator.off()
+
+
+def test_killed_busy_worker(steady: Service) -> None:
+    """A killed worker of this machine is proven dead and waited for no longer."""
+    victim, _ = steady.start(2)
+    operator = complete(steady, 2)
+    busy(steady, victim, 30)
+    later = operator.later()
+    later.looks_again("busy")
+    steady.kill(victim)
+    report = later.result()
+    assert report.outcome == "drained", report
+
+
+@as_root
+def test_killed_worker_of_another_machine(steady: Service) -> None:
+    """A worker that was killed elsewhere is lost until a person forgets it."""
+    steady.start()
+    (far,) = steady.start(inside=another_machine)
+    operator = complete(steady, 2)
+    os.killpg(far.process.pid, signal.SIGKILL)
+    far.process.wait()
+    steady.instances.remove(far)
+    report = operator.drain(6)
+    assert report.outcome == "lost", report
+    (row,) = [row for row in report.workers if row.lost]
+    operator.switch.source.__class__._forget(operator.switch.source, NAME, {row.id})  # type: ignore[attr-defined]  # without a loop
+    assert operator.drain().outcome == "drained"
+
+
+@pytest.mark.parametrize("seconds", [0, 1], ids=["idle", "busy"])
+def test_stopped_worker(steady: Service, seconds: float) -> None:
+    """A stopped worker is lost, whatever it was doing, and acknowledges when it wakes."""
+    sleeper, _ = steady.start(2)
+    operator = complete(steady, 2)
+    if seconds:
+        busy(steady, sleeper, seconds)
+    sleeper.signal(signal.SIGSTOP)
+    report = operator.drain(6)
+    assert report.outcome == "lost", report
+    assert str(sleeper.pid) in report.reason
+    sleeper.signal(signal.SIGCONT)
+    report = operator.drain()
+    assert report.outcome == "drained", report
+    assert closed(steady)
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["data kept", "data lost"])
+def test_redis_restarts_before_the_wait(
+    service: Service, server: RedisServer, *, keep: bool
+) -> None:
+    """After a restart nobody knows who is missing, until a person says how many."""
+    worker, _ = service.start(2)
+    operator = complete(service, 2)
+    operator.on()
+    until(lambda: closed(service))
+    with Watch(service.instances) as watch:
+        server.restart(keep=keep)
+        report = operator.drain(4)
+        assert report.outcome == "lost", report
+        assert "--workers N" in report.reason
+        report = operator.drain(workers=2, vouched=True)
+        assert report.outcome == "drained", report
+    assert {status for status, _ in watch.told} == {503}
+    operator.off()
+    until(lambda: worker.get("/fast") == 200)
+    assert operator.drain().outcome == "drained"
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["data kept", "data lost"])
+def test_redis_restarts_during_the_wait(
+    service: Service, server: RedisServer, *, keep: bool
+) -> None:
+    """A wait outlives a restart: it knows whom it saw, and waits for each of them."""
+    worker, _ = service.start(2)
+    operator = complete(service, 2)
+    with Watch(service.instances):
+        busy(service, worker, 5)
+        later = operator.later(20)
+        later.looks_again("busy")
+        server.restart(keep=keep)
+        report = later.result()
+    assert report.outcome == "drained", report
+    assert report.seconds > 3
+    assert len(report.workers) == 2
+    assert closed(service)
+
+
+def test_redis_restarts_empty_beside_a_stopped_worker(
+    service: Service, server: RedisServer
+) -> None:
+    """A worker whose row was lost while it could not come back is never forgotten."""
+    sleeper, _ = service.start(2)
+    operator = complete(service, 2)
+    busy(service, sleeper, 1)
+    later = operator.later(8)
+    sleeper.signal(signal.SIGSTOP)
+    server.restart(keep=False)
+    report = later.result()
+    assert report.outcome == "lost", report
+    report = operator.drain(6)
+    assert report.outcome == "lost", report
+    report = operator.drain(2, workers=2, vouched=True)
+    assert report.outcome == "too_few", report
+    sleeper.signal(signal.SIGCONT)
+    report = operator.drain(workers=2, vouched=True)
+    assert report.outcome == "drained", report
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["all awake", "one stopped"])
+def test_rows_are_evicted(steady: Service, *, stopped: bool) -> None:
+    """Rows that Redis drops come back; one that cannot is known to be missing."""
+    sleeper, _ = steady.start(2)
+    operator = complete(steady, 2)
+    busy(steady, sleeper, 2)
+    later = operator.later(6)
+    later.looks_again("busy")
+    if stopped:
+        sleeper.signal(signal.SIGSTOP)
+    prefix = steady.url.rpartition("prefix=")[2]
+    shared_server().run("DEL", f"{{{prefix}}}:{NAME}:workers")
+    report = later.result()
+    assert report.outcome == ("lost" if stopped else "drained"), report
+    if stopped:
+        assert operator.drain(2).outcome == "lost"
+        sleeper.signal(signal.SIGCONT)
+        assert operator.drain(workers=2, vouched=True).outcome == "drained"
+
+
+def test_all_keys_are_evicted_under_maintenance(steady: Service) -> None:
+    """What Redis drops does not open anything: workers write it back."""
+    steady.start(2)
+    operator = complete(steady, 2)
+    assert operator.drain().outcome == "drained"
+    prefix = steady.url.rpartition("prefix=")[2]
+    keys = [f"{{{prefix}}}:{NAME}:{part}" for part in ("state", "workers")]
+    with Watch(steady.instances) as watch:
+        for _ in range(5):
+            shared_server().run("DEL", *keys)
+            until(lambda: shared_server().run("EXISTS", *keys) == 2)
+        steady.start()
+        assert closed(steady)
+    assert {status for status, _ in watch.told} == {503}
+    assert open_store(steady.url).location  # Another process reads the same state.
+
+
+def test_redis_freezes(service: Service, server: RedisServer) -> None:
+    """Six seconds without an answer slow no request down, and end no wait."""
+    worker, _ = service.start(2)
+    operator = complete(service, 2)
+    busy(service, worker, 2)
+    with Watch(service.instances):
+        later = operator.later(30)
+        later.looks_again("busy")
+        server.freeze()
+        time.sleep(6)
+        server.thaw()
+        report = later.result()
+    assert report.outcome == "drained", report
+    operator.off()
+    report = operator.drain()
+    assert report.outcome == "drained", report
+    assert report.seconds < 2
+
+
+def test_redis_is_killed_under_load(service: Service, server: RedisServer) -> None:
+    """Without Redis a service goes on as it was, and follows again when it is back."""
+    service.start(2)
+    operator = complete(service, 2)
+    with service.load(), Watch(service.instances) as watch:
+        server.kill()
+        time.sleep(3)
+        assert 503 not in {status for status, _ in watch.told}
+        with pytest.raises(StoreError, match="cannot reach"):
+            operator.on()
+        server.start()
+        operator.on()
+        until(lambda: closed(service))
+
+
+def test_half_open_connection(steady: Service) -> None:
+    """A machine that is cut off serves on as it was, and no drain vouches for it."""
+    with Proxy(shared_server().port) as proxy:
+        steady.start()
+        (far,) = steady.start(environment=through(proxy, steady))
+        operator = complete(steady, 2)
+        with Watch(steady.instances):
+            proxy.frozen = True
+            report = operator.drain(7)
+            assert report.outcome == "lost", report
+            assert far.get("/fast") == 200
+            proxy.frozen = False
+            report = operator.drain()
+            assert report.outcome == "drained", report
+        assert closed(steady)
+
+
+def test_one_machine_loses_its_connections_again_and_again(steady: Service) -> None:
+    """Broken connections are made anew; no drain is wrong meanwhile."""
+    with Proxy(shared_server().port) as proxy:
+        steady.start()
+        steady.start(environment=through(proxy, steady))
+        operator = complete(steady, 2)
+        with steady.load(), Watch(steady.instances):
+            for _ in range(5):
+                proxy.cut()
+                report = operator.drain()
+                assert report.outcome == "drained", report
+                operator.off()
+
+
+@pytest.mark.parametrize(
+    ("denied", "outcome"),
+    [
+        (("-info",), "lost"),
+        (("resetchannels",), "drained"),
+        (("-eval", "-evalsha"), "lost"),
+        (("reset",), "lost"),
+    ],
+    ids=["INFO", "pub/sub", "scripts", "everything"],
+)
+def test_rights_are_taken_away(
+    service: Service, server: RedisServer, denied: tuple[str, ...], outcome: str
+) -> None:
+    """A worker that loses rights keeps its state; a drain says what it cannot know."""
+    rights = acl_line("shop").split()
+    server.run("ACL", "SETUSER", "app", "on", f">{PASSWORD}", *rights)
+    app = {"FASTAPI_MAINTENANCE_STORE": server.url(user="app")}
+    service.start(2, environment=app)
+    operator = complete(service, 2)
+    with Watch(service.instances):
+        server.run("ACL", "SETUSER", "app", *denied)
+        server.run("CLIENT", "KILL", "USER", "app")
+        if "-info" in denied:
+            # What nobody may ask for, coordinators may not either.
+            operator = Operator(service, server.url(user="app"))
+        report = operator.drain(8)
+        assert report.outcome == outcome, report
+        server.run("ACL", "SETUSER", "app", "on", f">{PASSWORD}", *rights, "+info")
+        report = Operator(service).drain(workers=2, vouched=True)
+        assert report.outcome == "drained", report
+    assert closed(service)
+
+
+def test_the_password_is_changed(service: Service, server: RedisServer) -> None:
+    """Workers whose password is wrong from now on keep the last state."""
+    rights = acl_line("shop").split()
+    server.run("ACL", "SETUSER", "app", "on", f">{PASSWORD}", *rights)
+    app = {"FASTAPI_MAINTENANCE_STORE": server.url(user="app")}
+    service.start(2, environment=app)
+    operator = complete(service, 2)
+    assert operator.drain().outcome == "drained"
+    with Watch(service.instances) as watch:
+        server.run("ACL", "SETUSER", "app", "resetpass", ">another")
+        server.run("CLIENT", "KILL", "USER", "app")
+        report = operator.drain(7)
+        assert report.outcome == "lost", report
+        with pytest.raises(StoreError, match="refuses this user or password"):
+            Operator(service, server.url(user="app")).off()
+        server.run("ACL", "SETUSER", "app", f">{PASSWORD}")
+        assert operator.drain().outcome == "drained"
+    assert {status for status, _ in watch.told} == {503}
+
+
+def test_redis_is_full(service: Service, server: RedisServer) -> None:
+    """A full Redis can be set no more, changes nothing, and recovers by itself."""
+    service.start(2)
+    operator = complete(service, 2)
+    with Watch(service.instances) as watch:
+        server.run("CONFIG", "SET", "maxmemory", 1)
+        with pytest.raises(StoreError, match="out of memory"):
+            operator.on()
+        assert {status for status, _ in watch.told} == {200}
+        server.run("CONFIG", "SET", "maxmemory", 0)
+        report = operator.drain()
+        assert report.outcome == "drained", report
+    assert closed(service)
+
+
+def test_the_primary_becomes_a_replica(
+    service: Service, server: RedisServer, tmp_path: Path
+) -> None:
+    """A read-only Redis can be set no more, and workers keep the last state."""
+    service.start(2)
+    operator = complete(service, 2)
+    assert operator.drain().outcome == "drained"
+    with Watch(service.instances) as watch:
+        server.run("REPLICAOF", "127.0.0.1", free_port())
+        with pytest.raises(StoreError, match="read-only replica"):
+            operator.off()
+        time.sleep(2)
+        server.run("REPLICAOF", "NO", "ONE")
+        assert operator.drain().outcome == "drained"
+    assert {status for status, _ in watch.told} == {503}
+
+
+def test_failover_to_a_replica(
+    service: Service, server: RedisServer, tmp_path: Path
+) -> None:
+    """After a failover the state stands, and the rows are complete on a word only."""
+    of = ("--replicaof", "127.0.0.1", str(server.port))
+    with serving(tmp_path / "replica", *of) as replica, Proxy(server.port) as proxy:
+        until(lambda: b"master_link_status:up" in _replication(replica))
+        by_name = through(proxy, service)
+        service.url = by_name["FASTAPI_MAINTENANCE_STORE"]
+        worker, _ = service.start(2)
+        operator = complete(service, 2)
+        busy(service, worker, 4)
+        with Watch(service.instances):
+            later = operator.later(20)
+            later.looks_again("busy")
+            server.kill()
+            replica.run("REPLICAOF", "NO", "ONE")
+            proxy.target = replica.port
+            proxy.cut()
+            report = later.result()
+            assert report.outcome == "drained", report
+            assert operator.drain(2).outcome == "lost"
+            report = operator.drain(workers=2, vouched=True)
+            assert report.outcome == "drained", report
+        assert closed(service)
+
+
+def _replication(server: RedisServer) -> bytes:
+    with server.client() as client:
+        found = client.info("replication")
+        return "".join(f"{key}:{value}\n" for key, value in found.items()).encode()
+
+
+def test_started_without_redis(service: Service, server: RedisServer) -> None:
+    """Without a lifespan a worker refuses until it knows, then serves by itself."""
+    server.kill()
+    (worker,) = service.start(environment={"CHAOS_LIFESPAN": "0"})
+    assert {worker.get("/fast") for _ in range(3)} == {503}
+    server.start()
+    until(lambda: worker.get("/fast") == 200, 20)
+
+
+def test_a_lifespan_fails_without_redis(service: Service, server: RedisServer) -> None:
+    """With a lifespan the start fails after ten seconds, so that a roll-out stops."""
+    server.kill()
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="cannot reach redis://127.0.0.1"):
+        service.start()
+    assert 9 < time.monotonic() - begun < 25
+
+
+def test_two_applications_on_one_server(steady: Service, tmp_path: Path) -> None:
+    """Applications with prefixes of their own do not switch or wait for each other."""
+    (worker,) = steady.start()
+    operator = complete(steady, 1)
+    url = shared_server().url(f"prefix=t{secrets.token_hex(6)}")
+    with Service(tmp_path / "other", url) as other:
+        (stranger,) = other.start()
+        busy(other, stranger, 3)
+        report = operator.drain()
+        assert report.outcome == "drained", report
+        assert (len(report.workers), report.seconds < 2) == (1, True)
+        assert (worker.get("/fast"), stranger.get("/fast")) == (503, 200)
+
+
+def test_two_hundred_workers_join_at_once(steady: Service) -> None:
+    """A fleet that joins as one is complete, and drained as fast as a small one."""
+    store = RedisStore.from_url(steady.url)
+    workers = [another(store) for _ in range(200)]
+    threads = [threading.Thread(target=worker.enter) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report = Operator(steady).drain(30, workers=200, vouched=True)
+    assert report.outcome == "drained", report
+    assert len(report.workers) == 200
+    for worker in workers:
+        worker.leave()
+
+
+def test_stopped_worker_during_flips(steady: Service, flips: int) -> None:
+    """One that stops and goes on at random is waited for, or lost, never passed over."""
+    sleeper, _ = steady.start(2)
+    operator = complete(steady, 2)
+    ended = threading.Event()
+
+    def stutter() -> None:
+        while not ended.wait(0.15):
+            sleeper.signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            sleeper.signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=stutter)
+    with steady.load():
+        thread.start()
+        for _ in range(flips):
+            report = operator.drain()
+            assert report.outcome == "drained", report
+            operator.off()
+        ended.set()
+        thread.join()
