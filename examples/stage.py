@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import json
+import math
 import os
 import secrets
 import shutil
@@ -50,6 +51,8 @@ class Stage:
     environment: dict[str, str]
     admin_key: str
     workers: int
+    pace: float = 0.0
+    """Seconds that a command takes here and now: machines differ, and are busy."""
 
     def command(self, *words: str) -> list[str]:
         """Return how `fastapi-maintenance` is called with this Python."""
@@ -63,6 +66,7 @@ class Stage:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the workers that `status --json` lists."""
+        began = time.monotonic()
         done = subprocess.run(
             self.command("status", "--json"),
             env=self.environment,
@@ -71,6 +75,7 @@ class Stage:
             capture_output=True,
             text=True,
         )
+        self.pace = time.monotonic() - began
         if done.returncode:
             raise StageError(f"`fastapi-maintenance status` failed: {done.stderr}")
         workers: list[dict[str, Any]] = json.loads(done.stdout)["workers"]
@@ -138,6 +143,12 @@ class Traffic:
     def between(self, begin: float, end: float) -> list[int]:
         """Return the statuses of all requests that were sent in a stretch of time."""
         return [status for sent, status in list(self.seen) if begin <= sent <= end]
+
+    def first(self, status: int) -> float:
+        """Return when the first request was sent that got a status."""
+        return min(
+            (sent for sent, got in list(self.seen) if got == status), default=math.inf
+        )
 
     def _ask(self, turn: int) -> None:
         while not self._stop.wait(0.04):

@@ -59,12 +59,10 @@ def test_demo_tells_the_story_of_two_groups() -> None:
 
 
 def test_demo_fails_where_nothing_is_refused(tmp_path: Path) -> None:
-    """A guard that lets everything in is found out."""
+    """A guard that counts and refuses nobody is found out."""
     (tmp_path / "sitecustomize.py").write_text(
-        "from fastapi import Request\n"
-        "from fastapi_maintenance import MaintenanceGuard\n"
-        "async def open_door(self, connection: Request = None) -> None: ...\n"
-        "MaintenanceGuard.__call__ = open_door\n"
+        "from fastapi_maintenance.switch import Switch\n"
+        "Switch.in_force = lambda self, state: False\n"
     )
     done = shown(path=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
