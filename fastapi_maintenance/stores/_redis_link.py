@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ..state import MaintenanceState
@@ -264,9 +264,7 @@ class RedisWorker(Worker):
         self._rename()
 
 
-def _abandon(
-    link: RedisLink, pid: int, *in_flight: dict[int, tuple[str, float]]
-) -> None:
+def _abandon(link: RedisLink, pid: int, *in_flight: Mapping[int, object]) -> None:
     # At exit, or when the last guard is gone. A row with work in flight stays: the
     # process has not finished, and its end is proof enough on this machine.
     if os.getpid() == pid and not any(in_flight):
