@@ -18,11 +18,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
-from fastapi import FastAPI
 from fastapi.exception_handlers import http_exception_handler
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import HTTPConnection, Request
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.websockets import WebSocket
@@ -30,78 +28,14 @@ from starlette.websockets import WebSocket
 from ._asking import Asker, who_asks
 from ._fastapi import Scope, direct_dependencies, effective_route
 from ._routing import Ahead, look_ahead
-from .decision import Coverage, Decision, label_of
-from .exemptions import documents, is_marked
-from .handlers import UNREAD, Unread
+from ._visit import Unopened, Unsettled, Visit, foreseen, unread
+from .closing import close_in_time
+from .decision import Coverage, Decision
 from .refusal import refuse
+from .stores._admission import Admission
 
 _SERVED: Final = frozenset({"http", "websocket"})
 _NOTHING: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
-
-
-class Visit:
-    """A request that has come through a door, as the guard inside finds it.
-
-    A worker calls it by its route, once that is known.
-
-    Attributes:
-        scope: The request, where its endpoint shows itself.
-
-    """
-
-    __slots__ = ("scope",)
-
-    settled = True
-    """Whether the door has decided for its guard, and counted."""
-
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-
-    def __str__(self) -> str:
-        return label_of(self.scope, effective_route(self.scope))
-
-    def is_exempt(self) -> bool:
-        """Tell whether an endpoint was reached that is exempt."""
-        return is_marked(self.scope.get("endpoint"), effective_route(self.scope))
-
-    def settles(self, scope: Scope) -> bool:
-        """Tell the guard inside whether there is nothing left to decide.
-
-        Raises:
-            MaintenanceError: If the door has refused and left it to be said inside.
-
-        """
-        # A middleware may have copied the scope; this one has the endpoint.
-        self.scope = scope
-        return self.settled
-
-
-class Unsettled(Visit):
-    """A request that is left to the guard inside.
-
-    Attributes:
-        settled: Whether the door has decided after all, and counted.
-        refusal: What the guard has to refuse with.
-
-    """
-
-    __slots__ = ("refusal", "settled")
-
-    def __init__(self, scope: Scope) -> None:
-        super().__init__(scope)
-        self.settled = False
-        self.refusal: HTTPException | None = None
-
-    def settles(self, scope: Scope) -> bool:
-        """Tell the guard inside whether there is nothing left to decide.
-
-        Raises:
-            MaintenanceError: If the door has refused and left it to be said inside.
-
-        """
-        if self.refusal is not None:
-            raise self.refusal
-        return super().settles(scope)
 
 
 class Door:
@@ -153,9 +87,23 @@ class Door:
                 state = admission.state
                 if not (state.active and switch.in_force(state)):
                     scope[key] = visit
-                    await self.app(scope, receive, send)
+                    if scope["type"] == "websocket":
+                        await self._connected(scope, receive, send, admission)
+                    else:
+                        await self.app(scope, receive, send)
                     return
         await self._closed(scope, receive, send)
+
+    async def _connected(
+        self, scope: Scope, receive: Receive, send: Send, admission: Admission
+    ) -> None:
+        """Pass on a WebSocket that can be told to close."""
+        line = WebSocket(scope, receive, send)
+        let_go = close_in_time(self._worker, admission.number, line)
+        try:
+            await self.app(scope, line.receive, line.send)
+        finally:
+            let_go()
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is no request."""
@@ -167,7 +115,7 @@ class Door:
         """Decide while maintenance is on, or while its state is not known."""
         decision = self._decision
         ahead = look_ahead(self._behind(scope), scope)
-        coverage = None if ahead is None else _foreseen(ahead)
+        coverage = None if ahead is None else foreseen(ahead)
         if (
             ahead is None
             or coverage is None
@@ -184,13 +132,17 @@ class Door:
             try:
                 if not known:
                     refuse(scope, decision.unknown())
-                pending = decision.take(_unread(ahead.scope), stack, coverage)
+                asking = unread(ahead.scope)
+                pending = decision.take(asking, stack, coverage)
                 if pending is not None:
                     await pending
             except (HTTPException, WebSocketException) as error:
                 refusal = error
             else:
                 scope[self._key] = Visit(scope)
+                if isinstance(asking, Unopened):
+                    line = asking.line = WebSocket(scope, receive, send)
+                    receive, send = line.receive, line.send
                 await self.app(scope, receive, send)
                 return
         await _answer(refusal, ahead, scope, receive, send)
@@ -221,7 +173,7 @@ class Door:
             try:
                 if visit.refusal is not None:
                     raise visit.refusal
-                seen = _unread({**ahead.scope, **scope})
+                seen = unread({**ahead.scope, **scope})
                 pending = decision.take(seen, stack, coverage)
                 if pending is not None:
                     await pending
@@ -251,29 +203,6 @@ class Door:
 
 def _is_application(app: object) -> bool:
     return callable(app) and not isinstance(app, type | BaseRoute)
-
-
-def _foreseen(ahead: Ahead) -> Coverage:
-    effective = ahead.effective
-    exempt = (
-        is_marked(ahead.endpoint, effective)
-        or any(is_marked(box, None) for box in ahead.passed)
-        or (
-            ahead.home
-            and isinstance(ahead.apps[-1], FastAPI)
-            and ahead.scope["type"] == "http"
-            and documents(ahead.apps[-1], effective)
-        )
-    )
-    return Coverage(exempt, label_of(ahead.scope, effective), None)
-
-
-def _unread(scope: Scope) -> HTTPConnection:
-    """Return a connection for handlers that has all but a body."""
-    unread = scope[UNREAD] = Unread()
-    if scope["type"] == "websocket":
-        return WebSocket(scope, unread, unread)
-    return Request(scope, unread, unread)
 
 
 async def _answer(

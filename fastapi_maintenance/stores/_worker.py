@@ -334,6 +334,7 @@ class Worker:
         for number, label in unseen:
             if label.is_exempt():
                 self.release(number)
+                self.orders.excuse(number)
 
     def _settle(self) -> None:
         if self._late:
