@@ -104,9 +104,10 @@ def _enduring(stream: TextIO | None) -> TextIO:
 class _Enduring(io.BufferedIOBase):
     """Takes what is written to a closed pipe or terminal, and goes on."""
 
+    name = "enduring"  # TextIOWrapper asks for one
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.name = stream.name
 
     def writable(self) -> bool:
         return True
