@@ -92,8 +92,6 @@ async def answered() -> AsyncIterator[None]:
     """
     try:
         yield
-    except HTTPException:
-        raise
     except (HeldError, StoreReadOnlyError, FenceRefusedError) as error:
         raise HTTPException(409, str(error)) from None
     except StoreError as error:
