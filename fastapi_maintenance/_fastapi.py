@@ -17,6 +17,13 @@ from starlette.requests import HTTPConnection
 
 Scope = MutableMapping[str, Any]  # Starlette's own spelling of an ASGI scope
 
+OUTER_STACK: Final = "fastapi_middleware_astack"
+"""Where a scope has the exit stack that a request closes last (0.118 and later).
+
+It closes after the response, the background tasks, the dependencies and the exception
+handlers. Absent where a release has no such stack; a request is not counted then.
+"""
+
 _INNER: Final = ("fastapi_inner_astack", "fastapi_function_astack")
 _MISSING: Final = object()
 
@@ -24,16 +31,6 @@ _MISSING: Final = object()
 _contexts: Callable[[Any], Iterable[Any]] = getattr(
     fastapi.routing, "iter_route_contexts", lambda _: ()
 )
-
-
-def outer_stack(scope: Scope) -> AsyncExitStack | None:
-    """Return the exit stack that a request closes last (FastAPI 0.118 and later).
-
-    It closes after the response, the background tasks, the dependencies and the
-    exception handlers. None where a release has no such stack.
-    """
-    stack: AsyncExitStack | None = scope.get("fastapi_middleware_astack")
-    return stack
 
 
 def effective_route(scope: Scope) -> object | None:

@@ -88,6 +88,8 @@ class Decision:
         connection: HTTPConnection,
         stack: AsyncExitStack | ExitStack | None,
         coverage: Coverage | None = None,
+        *,
+        ready: bool = False,
     ) -> Coroutine[Any, Any, None] | None:
         """Let a matched request run, counted on the stack, or refuse it.
 
@@ -98,6 +100,7 @@ class Decision:
             connection: What handlers are asked about.
             stack: Holds the count; None where this FastAPI has none.
             coverage: What is true of the route, if it is known already.
+            ready: Whether the store was asked already, where it must be.
 
         Returns:
             None when that is all, else what is left to await.
@@ -112,17 +115,8 @@ class Decision:
             return None
         switch = self.switch
         worker = switch.worker
-        if not worker.joined or switch.polled is not None:
-            return self._enter_late(connection, stack, coverage)
-        return self._enter(connection, stack, coverage)
-
-    def _enter(
-        self,
-        connection: HTTPConnection,
-        stack: AsyncExitStack | ExitStack | None,
-        coverage: Coverage,
-    ) -> Coroutine[Any, Any, None] | None:
-        worker = self.switch.worker
+        if not ready and (not worker.joined or switch.polled is not None):
+            return self._take_late(connection, stack, coverage)
         if worker.state.active and not self._handlers:
             # To refuse, nothing needs to be counted: no work will run.
             self._refuse_at_once(connection.scope, worker.look())
@@ -213,7 +207,7 @@ class Decision:
         """
         return self.error(MaintenanceState(active=True))
 
-    async def _enter_late(
+    async def _take_late(
         self,
         connection: HTTPConnection,
         stack: AsyncExitStack | ExitStack | None,
@@ -221,7 +215,7 @@ class Decision:
     ) -> None:
         if not await self.join():
             refuse(connection.scope, self.unknown())
-        pending = self._enter(connection, stack, coverage)
+        pending = self.take(connection, stack, coverage, ready=True)
         if pending is not None:
             await pending
 

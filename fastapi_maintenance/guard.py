@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
-from ._fastapi import outer_stack
+from ._fastapi import OUTER_STACK
 from .closing import Closing
 from .decision import Decision
 from .door import Door
@@ -126,7 +126,7 @@ class MaintenanceGuard:
         visit = scope.get(self._decision.key)
         if visit is not None and visit.settles(scope):
             return
-        pending = self._decision.take(connection, outer_stack(scope))
+        pending = self._decision.take(connection, scope.get(OUTER_STACK))
         if pending is not None:
             await pending
 
