@@ -1,5 +1,6 @@
 """Servers that restart, freeze, forget and refuse; machines that are cut off."""
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -16,7 +17,6 @@ from typing import Self
 import pytest
 
 from fastapi_maintenance import StoreError
-from fastapi_maintenance.stores import open_store
 from fastapi_maintenance.stores._redis_errors import acl_line
 from fastapi_maintenance.stores.redis import RedisStore
 from tests.chaos.harness import Instance, Operator, Service, free_port, until
@@ -82,17 +82,12 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, server: RedisServer) -> Iterator[Service]:
-    """A service without workers yet, with a server that may be broken."""
-    with Service(tmp_path / "service", server.url()) as made:
-        yield made
-        assert made.violations() == []
-
-
-@pytest.fixture
-def steady(tmp_path: Path) -> Iterator[Service]:
-    """A service without workers yet, with a server that stays."""
-    url = shared_server().url(f"prefix=t{secrets.token_hex(6)}")
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    """A service without workers yet, on this test's own server or one that stays."""
+    if "server" in request.fixturenames:
+        url = request.getfixturevalue("server").url()
+    else:
+        url = shared_server().url(f"prefix=t{secrets.token_hex(6)}")
     with Service(tmp_path / "service", url) as made:
         yield made
         assert made.violations() == []
@@ -126,13 +121,13 @@ def through(proxy: Proxy, service: Service) -> dict[str, str]:
     return {"FASTAPI_MAINTENANCE_STORE": url}
 
 
-def test_flips_under_load_on_two_machines(steady: Service, flips: int) -> None:
+def test_flips_under_load_on_two_machines(service: Service, flips: int) -> None:
     """However often it is switched, nothing runs after *drained* on either machine."""
     with Proxy(shared_server().port) as proxy:
-        steady.start(2)
-        steady.start(2, environment=through(proxy, steady))
-        operator = complete(steady, 4)
-        with steady.load(), Watch(steady.instances):
+        service.start(2)
+        service.start(2, environment=through(proxy, service))
+        operator = complete(service, 4)
+        with service.load(), Watch(service.instances):
             for _ in range(flips):
                 report = operator.drain()
                 assert report.outcome == "drained", report
@@ -140,41 +135,41 @@ def test_flips_under_load_on_two_machines(steady: Service, flips: int) -> None:
                 operator.off()
 
 
-def test_killed_busy_worker(steady: Service) -> None:
+def test_killed_busy_worker(service: Service) -> None:
     """A killed worker of this machine is proven dead and waited for no longer."""
-    victim, _ = steady.start(2)
-    operator = complete(steady, 2)
-    busy(steady, victim, 30)
+    victim, _ = service.start(2)
+    operator = complete(service, 2)
+    busy(service, victim, 30)
     later = operator.later()
     later.looks_again("busy")
-    steady.kill(victim)
+    service.kill(victim)
     report = later.result()
     assert report.outcome == "drained", report
 
 
 @as_root
-def test_killed_worker_of_another_machine(steady: Service) -> None:
+def test_killed_worker_of_another_machine(service: Service) -> None:
     """A worker that was killed elsewhere is lost until a person forgets it."""
-    steady.start()
-    (far,) = steady.start(inside=another_machine)
-    operator = complete(steady, 2)
+    service.start()
+    (far,) = service.start(inside=another_machine)
+    operator = complete(service, 2)
     os.killpg(far.process.pid, signal.SIGKILL)
     far.process.wait()
-    steady.instances.remove(far)
+    service.instances.remove(far)
     report = operator.drain(6)
     assert report.outcome == "lost", report
     (row,) = [row for row in report.workers if row.lost]
-    operator.switch.source.__class__._forget(operator.switch.source, NAME, {row.id})  # type: ignore[attr-defined]  # without a loop
+    asyncio.run(operator.switch.source.forget(NAME, [row.id]))
     assert operator.drain().outcome == "drained"
 
 
 @pytest.mark.parametrize("seconds", [0, 1], ids=["idle", "busy"])
-def test_stopped_worker(steady: Service, seconds: float) -> None:
-    """A stopped worker is lost, whatever it was doing, and acknowledges when it wakes."""
-    sleeper, _ = steady.start(2)
-    operator = complete(steady, 2)
+def test_stopped_worker(service: Service, seconds: float) -> None:
+    """A stopped worker is lost, whatever it did, and acknowledges when it wakes."""
+    sleeper, _ = service.start(2)
+    operator = complete(service, 2)
     if seconds:
-        busy(steady, sleeper, seconds)
+        busy(service, sleeper, seconds)
     sleeper.signal(signal.SIGSTOP)
     report = operator.drain(6)
     assert report.outcome == "lost", report
@@ -182,7 +177,7 @@ def test_stopped_worker(steady: Service, seconds: float) -> None:
     sleeper.signal(signal.SIGCONT)
     report = operator.drain()
     assert report.outcome == "drained", report
-    assert closed(steady)
+    assert closed(service)
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["data kept", "data lost"])
@@ -248,16 +243,16 @@ def test_redis_restarts_empty_beside_a_stopped_worker(
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["all awake", "one stopped"])
-def test_rows_are_evicted(steady: Service, *, stopped: bool) -> None:
+def test_rows_are_evicted(service: Service, *, stopped: bool) -> None:
     """Rows that Redis drops come back; one that cannot is known to be missing."""
-    sleeper, _ = steady.start(2)
-    operator = complete(steady, 2)
-    busy(steady, sleeper, 2)
+    sleeper, _ = service.start(2)
+    operator = complete(service, 2)
+    busy(service, sleeper, 2)
     later = operator.later(6)
     later.looks_again("busy")
     if stopped:
         sleeper.signal(signal.SIGSTOP)
-    prefix = steady.url.rpartition("prefix=")[2]
+    prefix = service.url.rpartition("prefix=")[2]
     shared_server().run("DEL", f"{{{prefix}}}:{NAME}:workers")
     report = later.result()
     assert report.outcome == ("lost" if stopped else "drained"), report
@@ -267,21 +262,20 @@ def test_rows_are_evicted(steady: Service, *, stopped: bool) -> None:
         assert operator.drain(workers=2, vouched=True).outcome == "drained"
 
 
-def test_all_keys_are_evicted_under_maintenance(steady: Service) -> None:
+def test_all_keys_are_evicted_under_maintenance(service: Service) -> None:
     """What Redis drops does not open anything: workers write it back."""
-    steady.start(2)
-    operator = complete(steady, 2)
+    service.start(2)
+    operator = complete(service, 2)
     assert operator.drain().outcome == "drained"
-    prefix = steady.url.rpartition("prefix=")[2]
+    prefix = service.url.rpartition("prefix=")[2]
     keys = [f"{{{prefix}}}:{NAME}:{part}" for part in ("state", "workers")]
-    with Watch(steady.instances) as watch:
+    with Watch(service.instances) as watch:
         for _ in range(5):
             shared_server().run("DEL", *keys)
             until(lambda: shared_server().run("EXISTS", *keys) == 2)
-        steady.start()
-        assert closed(steady)
+        service.start()
+        assert closed(service)
     assert {status for status, _ in watch.told} == {503}
-    assert open_store(steady.url).location  # Another process reads the same state.
 
 
 def test_redis_freezes(service: Service, server: RedisServer) -> None:
@@ -318,13 +312,13 @@ def test_redis_is_killed_under_load(service: Service, server: RedisServer) -> No
         until(lambda: closed(service))
 
 
-def test_half_open_connection(steady: Service) -> None:
+def test_half_open_connection(service: Service) -> None:
     """A machine that is cut off serves on as it was, and no drain vouches for it."""
     with Proxy(shared_server().port) as proxy:
-        steady.start()
-        (far,) = steady.start(environment=through(proxy, steady))
-        operator = complete(steady, 2)
-        with Watch(steady.instances):
+        service.start()
+        (far,) = service.start(environment=through(proxy, service))
+        operator = complete(service, 2)
+        with Watch(service.instances):
             proxy.frozen = True
             report = operator.drain(7)
             assert report.outcome == "lost", report
@@ -332,16 +326,16 @@ def test_half_open_connection(steady: Service) -> None:
             proxy.frozen = False
             report = operator.drain()
             assert report.outcome == "drained", report
-        assert closed(steady)
+        assert closed(service)
 
 
-def test_one_machine_loses_its_connections_again_and_again(steady: Service) -> None:
+def test_one_machine_loses_its_connections_again_and_again(service: Service) -> None:
     """Broken connections are made anew; no drain is wrong meanwhile."""
     with Proxy(shared_server().port) as proxy:
-        steady.start()
-        steady.start(environment=through(proxy, steady))
-        operator = complete(steady, 2)
-        with steady.load(), Watch(steady.instances):
+        service.start()
+        service.start(environment=through(proxy, service))
+        operator = complete(service, 2)
+        with service.load(), Watch(service.instances):
             for _ in range(5):
                 proxy.cut()
                 report = operator.drain()
@@ -417,9 +411,7 @@ def test_redis_is_full(service: Service, server: RedisServer) -> None:
     assert closed(service)
 
 
-def test_the_primary_becomes_a_replica(
-    service: Service, server: RedisServer, tmp_path: Path
-) -> None:
+def test_the_primary_becomes_a_replica(service: Service, server: RedisServer) -> None:
     """A read-only Redis can be set no more, and workers keep the last state."""
     service.start(2)
     operator = complete(service, 2)
@@ -480,15 +472,15 @@ def test_a_lifespan_fails_without_redis(service: Service, server: RedisServer) -
     """With a lifespan the start fails after ten seconds, so that a roll-out stops."""
     server.kill()
     begun = time.monotonic()
-    with pytest.raises(RuntimeError, match="cannot reach redis://127.0.0.1"):
+    with pytest.raises(RuntimeError, match="cannot reach redis://127"):
         service.start()
     assert 9 < time.monotonic() - begun < 25
 
 
-def test_two_applications_on_one_server(steady: Service, tmp_path: Path) -> None:
+def test_two_applications_on_one_server(service: Service, tmp_path: Path) -> None:
     """Applications with prefixes of their own do not switch or wait for each other."""
-    (worker,) = steady.start()
-    operator = complete(steady, 1)
+    (worker,) = service.start()
+    operator = complete(service, 1)
     url = shared_server().url(f"prefix=t{secrets.token_hex(6)}")
     with Service(tmp_path / "other", url) as other:
         (stranger,) = other.start()
@@ -499,26 +491,26 @@ def test_two_applications_on_one_server(steady: Service, tmp_path: Path) -> None
         assert (worker.get("/fast"), stranger.get("/fast")) == (503, 200)
 
 
-def test_two_hundred_workers_join_at_once(steady: Service) -> None:
+def test_two_hundred_workers_join_at_once(service: Service) -> None:
     """A fleet that joins as one is complete, and drained as fast as a small one."""
-    store = RedisStore.from_url(steady.url)
+    store = RedisStore.from_url(service.url)
     workers = [another(store) for _ in range(200)]
     threads = [threading.Thread(target=worker.enter) for worker in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    report = Operator(steady).drain(30, workers=200, vouched=True)
+    report = Operator(service).drain(30, workers=200, vouched=True)
     assert report.outcome == "drained", report
     assert len(report.workers) == 200
     for worker in workers:
         worker.leave()
 
 
-def test_stopped_worker_during_flips(steady: Service, flips: int) -> None:
-    """One that stops and goes on at random is waited for, or lost, never passed over."""
-    sleeper, _ = steady.start(2)
-    operator = complete(steady, 2)
+def test_stopped_worker_during_flips(service: Service, flips: int) -> None:
+    """One that stops and goes on is waited for each time, and never passed over."""
+    sleeper, _ = service.start(2)
+    operator = complete(service, 2)
     ended = threading.Event()
 
     def stutter() -> None:
@@ -528,7 +520,7 @@ def test_stopped_worker_during_flips(steady: Service, flips: int) -> None:
             sleeper.signal(signal.SIGCONT)
 
     thread = threading.Thread(target=stutter)
-    with steady.load():
+    with service.load():
         thread.start()
         for _ in range(flips):
             report = operator.drain()
