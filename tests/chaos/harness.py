@@ -109,7 +109,7 @@ class Service:
     url: str
     instances: list[Instance] = field(default_factory=list)
     windows: list[tuple[int, float]] = field(default_factory=list)
-    deaths: dict[int, int] = field(default_factory=dict)
+    deaths: dict[int, float] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         (self.folder / "spans").mkdir(parents=True)
@@ -192,16 +192,16 @@ class Service:
         """Yield begin, end and name of each span, in nanoseconds."""
         for log in (self.folder / "spans").glob("*.log"):
             begun: dict[str, tuple[int, str]] = {}
-            ended: dict[str, int] = {}
+            ended: dict[str, float] = {}
             for line in log.read_text().splitlines():
                 moment, _, number, edge, what = line.split(" ", 4)
                 if edge == "begin":
                     begun[number] = (int(moment), what)
                 else:
                     ended[number] = int(moment)
-            never: float = self.deaths.get(int(log.stem), float("inf"))
-            for number, (moment, what) in begun.items():
-                yield moment, ended.get(number, never), f"{what} of {log.stem}"
+            never = self.deaths.get(int(log.stem), float("inf"))
+            for number, (start, what) in begun.items():
+                yield start, ended.get(number, never), f"{what} of {log.stem}"
 
     def running(self, what: str, count: int = 1) -> bool:
         """Tell whether so much work of a kind has begun and not ended."""
@@ -265,7 +265,7 @@ class Operator:
         plan = Plan(timeout=timeout, **options)  # type: ignore[arg-type]  # the options of any test
         stamp = 0
 
-        def look(roster: Roster, outcome: Outcome, reason: str) -> None:
+        def look(roster: Roster, outcome: Outcome, _: str) -> None:
             nonlocal stamp
             stamp = time.monotonic_ns()
             self.looks.append((roster, outcome))
@@ -293,12 +293,15 @@ class Later:
         until(lambda: operator.looks or not self._thread.is_alive())
 
     def looks_again(self, outcome: Outcome | None = None) -> None:
-        """Wait for looks that follow what has just happened."""
+        """Wait for looks that follow what has just happened, or for the end."""
         seen = len(self._operator.looks)
         until(
-            lambda: any(
-                outcome in {None, found}
-                for _, found in self._operator.looks[seen + 1 :]
+            lambda: (
+                not self._thread.is_alive()
+                or any(
+                    outcome in {None, found}
+                    for _, found in self._operator.looks[seen + 1 :]
+                )
             )
         )
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 
 import anyio.to_thread
 
@@ -30,9 +31,10 @@ def main() -> None:
             switch.drain(Plan(timeout=options.timeout), order=Order(message="chaos"))
         )
     except StoreError as error:
-        print(json.dumps({"error": str(error)}))
+        told = {"error": str(error)}
     else:
-        print(json.dumps({"outcome": report.outcome, "reason": report.reason}))
+        told = {"outcome": report.outcome, "reason": report.reason}
+    sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket
+from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from fastapi_maintenance import MaintenanceGuard, maintenance_exempt
@@ -58,10 +59,10 @@ guard = MaintenanceGuard()
 guard._switch.clock = lambda: datetime.now(UTC) + SKEW
 
 
-async def session(request: Request = None) -> AsyncIterator[None]:  # type: ignore[assignment]  # FastAPI fills it in
+async def session(connection: HTTPConnection) -> AsyncIterator[None]:
     """Commit after the response, as a dependency from before the guard does."""
     yield
-    if request is not None and request.scope.get("commits"):
+    if connection.scope.get("commits"):
         with span("commit"):
             await asyncio.sleep(0.1)
 
@@ -73,7 +74,7 @@ app = FastAPI(
 
 
 @app.exception_handler(ShopError)
-async def answer(request: Request, error: ShopError) -> JSONResponse:
+async def answer(_: Request, __: ShopError) -> JSONResponse:
     """Answer slowly."""
     with span("handler"):
         await asyncio.sleep(0.1)
@@ -166,7 +167,7 @@ async def fails() -> None:
 async def blocks(seconds: float = 0.2) -> None:
     """Block the event loop."""
     with span("block"):
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251  # what must not be done is done
 
 
 @app.get("/interpreter")

@@ -62,7 +62,7 @@ def test_deleted_state_directory(
     assert operator.drain().outcome == "drained"
     with service.load(served=False):
         shutil.rmtree(state)
-        until(lambda: (state / "default.json").exists())
+        until((state / "default.json").exists)
         assert json.loads((state / "default.json").read_text())["message"] == "chaos"
     assert first.get("/fast") == second.get("/fast") == 503
 
@@ -172,7 +172,7 @@ def test_read_only_directory(service: Service, operator: Operator, state: Path) 
 def test_workers_of_different_users(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A worker of a user without rights is served the state, and is never vouched for."""
+    """A worker of a user without rights obeys, and nobody vouches for it."""
     service.start()
     _open_to_all(state)
     (stranger,) = service.start(environment={"CHAOS_USER": str(NOBODY)})
@@ -184,7 +184,7 @@ def test_workers_of_different_users(
 
 @as_root
 def test_foreign_owned_directory(service: Service, state: Path) -> None:
-    """Another user's command is told that it cannot see the workers, not that none are."""
+    """Another user's command is told that it cannot see the workers."""
     service.start()
     _open_to_all(state)
     told = _operate(["--timeout", "1"], service, user=NOBODY)
@@ -193,10 +193,8 @@ def test_foreign_owned_directory(service: Service, state: Path) -> None:
 
 
 @as_root
-def test_root_made_directory(
-    service: Service, operator: Operator, state: Path, tmp_path: Path
-) -> None:
-    """What root's command makes belongs to the service, whose workers are counted."""
+def test_root_made_directory(service: Service, operator: Operator, state: Path) -> None:
+    """What root's command makes belongs to the service, which is counted."""
     state.parent.chmod(0o755)
     os.chown(state.parent, NOBODY, NOBODY)
     operator.on()
@@ -243,9 +241,7 @@ def test_hidden_proc(service: Service, operator: Operator) -> None:
     assert operator.drain().outcome == "drained"
 
 
-def test_new_release_directory(
-    service: Service, operator: Operator, tmp_path: Path
-) -> None:
+def test_new_release_directory(service: Service, tmp_path: Path) -> None:
     """Workers move to the directory of a new release, and take the state with them."""
     releases = [tmp_path / "1", tmp_path / "2"]
     for release in releases:
@@ -259,7 +255,7 @@ def test_new_release_directory(
     other.signal(signal.SIGSTOP)
     _swap(current, releases[1])
     assert deployer.drain(1.5, workers=1).outcome == "lost"
-    until(lambda: (releases[1] / "state" / "default.json").exists())
+    until((releases[1] / "state" / "default.json").exists)
     assert worker.get("/fast") == 503
     other.signal(signal.SIGCONT)
     assert other.get("/fast") == 503
