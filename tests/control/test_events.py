@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore, StoreError
-from fastapi_maintenance._events import EventStream, Feed
+from fastapi_maintenance._events import BUFFERED, EventStream, Feed
 from fastapi_maintenance.fence import Roster
 from fastapi_maintenance.testing import frozen_clock
 from tests import asgi
@@ -228,22 +228,23 @@ async def test_slow_client_gets_the_report_all_the_same() -> None:
     """Looks are dropped for a client that reads slowly, and the report never is."""
 
     async def make(feed: Feed) -> None:
+        for _ in range(BUFFERED):
+            feed.send_nowait(("look", {}))
         with pytest.raises(anyio.WouldBlock):
-            while True:
-                feed.send_nowait(("look", {}))
+            feed.send_nowait(("look", {}))
         await feed.send(("report", {}))
 
     sent: list[bytes] = []
-
     messages, queue = anyio.create_memory_object_stream[asgi.Message]()
 
     async def send(message: asgi.Message) -> None:
         await anyio.lowlevel.checkpoint()
         sent.append(message.get("body", b""))
 
-    async with messages, queue:
-        await EventStream(make)({}, queue.receive, send)
-    assert len(sent) < 100
+    with messages, queue:
+        async with anyio.create_task_group() as group:
+            group.start_soon(EventStream(make), {}, queue.receive, send)
+    assert len(sent) == BUFFERED + 3
     assert sent[-2] == b"event: report\ndata: {}\n\n"
 
 
