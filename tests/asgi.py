@@ -1,5 +1,6 @@
 """Calls an application without a client, for scopes that no client would send."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ async def call(
     *,
     body: Iterable[Message] = ({"type": "http.request"},),
     send: Send | None = None,
+    leaves: bool = False,
     **scope: object,
 ) -> Answer:
     """Send one HTTP request; more keywords replace parts of the scope."""
@@ -46,7 +48,11 @@ async def call(
     waiting = iter(body)
 
     async def receive() -> Message:
-        return next(waiting, {"type": "http.disconnect"})
+        for message in waiting:
+            return message
+        if not leaves:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
 
     async def collect(message: Message) -> None:
         answer.messages.append(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -51,7 +52,11 @@ class Admission:
                 # Another task closes the stack: its context never held this.
                 pass
         number = self.number
-        if number and (error is None or not _was_cancelled(error)):
+        if not number:
+            return
+        if _cancelling() or (error is not None and _was_cancelled(error)):
+            self.worker.cancelled(number)
+        else:
             self.number = 0
             self.worker.release(number)
 
@@ -75,6 +80,16 @@ def held() -> Iterator[Admission]:
         if admission.number:
             yield admission
         admission = admission.outer
+
+
+def _cancelling() -> bool:
+    # A dependency or an exception handler inside may have made an answer of the
+    # cancellation: the task still knows of it.
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False  # A thread, or another event loop.
+    return task is not None and task.cancelling() > 0
 
 
 def _was_cancelled(error: BaseException) -> bool:

@@ -387,6 +387,7 @@ class Worker:
         self.current.clear()
         self.old.clear()
         self._late.clear()
+        self._cancelled.clear()
         self.orders = CloseOrders()
         self._users = 0
         self.joined = False
