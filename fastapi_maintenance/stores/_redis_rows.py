@@ -161,15 +161,18 @@ class Vanished:
 
 def proven_dead(identity: ProcessIdentity, observer: ProcessIdentity) -> bool:
     """Tell whether a process of the observer's own kernel and namespace is gone."""
-    kernel = kernel_of(identity)
-    return (
-        kernel != _UNKNOWN and kernel == kernel_of(observer) and identity.gone(observer)
+    related = (
+        bool(identity.boot and identity.namespace)
+        and identity.boot == observer.boot
+        and identity.namespace == observer.namespace
     )
+    return related and identity.gone(observer)
 
 
 def _liveness(
     kernel: str, identity: ProcessIdentity, observer: ProcessIdentity, silent: float
 ) -> Liveness:
-    if kernel == kernel_of(identity) and proven_dead(identity, observer):
+    # Its field says so too: nobody else's row is removed.
+    if proven_dead(identity, observer) and kernel == kernel_of(identity):
         return "dead"
     return "lost" if silent > LOST_AFTER else "alive"

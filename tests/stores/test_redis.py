@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from fastapi_maintenance import MaintenanceState, StoreError
-from fastapi_maintenance.fence import Fence
+from fastapi_maintenance.fence import Fence, holds_up
 from fastapi_maintenance.stores import open_store
 from fastapi_maintenance.stores._process import ProcessIdentity
 from fastapi_maintenance.stores._redis_rows import encode, field_of, kernel_of
@@ -203,6 +203,18 @@ async def test_a_worker_that_cannot_count_makes_the_answer_unknown(
         worker.stand_aside("a test")
         worker.link.report()
         assert (await store.roster(NAME)).uncounted is True
+
+
+async def test_joining_acknowledges_nothing_before_it_is_adopted(
+    store: RedisStore,
+) -> None:
+    """A row that is made but not joined holds a drain up, whatever was published."""
+    state = await store.publish(NAME, on)
+    worker = another(store)
+    await anyio.to_thread.run_sync(worker.link.join, 5.0)
+    assert holds_up(await row_of(store, worker), state.epoch)
+    await anyio.to_thread.run_sync(worker.link.leave)
+    assert (await store.roster(NAME)).rows == ()
 
 
 async def test_leaving_removes_the_row(store: RedisStore) -> None:
