@@ -8,42 +8,48 @@ Where a release hides that, the body is read, and the guard refuses after it.
 """
 
 import sys
-from enum import Enum, auto
 from types import CodeType, FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 import starlette.middleware.base
 from starlette.middleware.exceptions import ExceptionMiddleware
+
+from ._fastapi import Scope
 
 _HANDLING: Final = ExceptionMiddleware.__call__.__code__
 _GROUPING: Final = starlette.middleware.base.__file__
 
 
-class Asker(Enum):
-    """Who asks."""
+class Asker(NamedTuple):
+    """The application that asks.
 
-    MIDDLEWARE = auto()
-    APPLICATION = auto()
-    THROUGH_GROUP = auto()
-    """The application, through a task group of a ``BaseHTTPMiddleware``.
+    Attributes:
+        scope: The request as it was matched there.
+        grouped: Whether a task group of a ``BaseHTTPMiddleware`` is in between. It
+            would wrap an exception in an ``ExceptionGroup``, which FastAPI takes for a
+            body that cannot be parsed.
 
-    That would wrap an exception in an ``ExceptionGroup``, which FastAPI takes for a
-    body that cannot be parsed.
     """
 
+    scope: Scope
+    grouped: bool
 
-def who_asks(door: CodeType) -> Asker:
-    """Tell who waits for a ``receive`` that runs now.
+
+def who_asks(door: CodeType) -> Asker | None:
+    """Tell which application waits for a ``receive`` that runs now.
 
     Args:
         door: The code of the door, which is as far as to look.
+
+    Returns:
+        None if a middleware in front of the application asks, for itself.
 
     """
     grouped = False
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # CPython, PyPy
     while frame is not None and frame.f_code is not door:
         if frame.f_code is _HANDLING:
-            return Asker.THROUGH_GROUP if grouped else Asker.APPLICATION
+            return Asker(frame.f_locals["scope"], grouped)
         grouped = grouped or frame.f_code.co_filename == _GROUPING
         frame = frame.f_back
-    return Asker.MIDDLEWARE
+    return None

@@ -25,7 +25,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.websockets import WebSocket
 
-from ._asking import Asker, who_asks
+from ._asking import who_asks
 from ._fastapi import Scope, direct_dependencies, effective_route
 from ._routing import Ahead, look_ahead
 from ._visit import Unopened, Unsettled, Visit, foreseen, unread
@@ -166,20 +166,20 @@ class Door:
 
         async def receiving() -> Message:
             nonlocal undecided
-            asker = who_asks(door) if undecided else Asker.MIDDLEWARE
-            if asker is Asker.MIDDLEWARE:
+            asker = who_asks(door) if undecided else None
+            if asker is None:
                 return await receive()
             undecided = False
             try:
                 if visit.refusal is not None:
                     raise visit.refusal
-                seen = unread({**ahead.scope, **scope})
+                seen = unread(dict(asker.scope))
                 pending = decision.take(seen, stack, coverage)
                 if pending is not None:
                     await pending
             except HTTPException as error:
-                reached = direct_dependencies(effective_route(scope))
-                if asker is not Asker.THROUGH_GROUP or self._guard not in reached:
+                reached = direct_dependencies(effective_route(asker.scope))
+                if not asker.grouped or self._guard not in reached:
                     raise
                 # The guard will refuse, before anything is made of the empty body.
                 visit.refusal = error
