@@ -39,6 +39,7 @@ class FileLink:
         self._epoch: EpochFile | None = None
         self._word = b""
         self._look = False
+        self._told = self._view.state
         # The directory that has the row, and the one that is held as uncounted.
         self._place: Place | None = None
         self._held: Place | None = None
@@ -66,7 +67,8 @@ class FileLink:
         self._place = place_of(self._store.path)
         self._view.begin()
         self._read()
-        return self._view.state
+        self._told = self._view.state
+        return self._told
 
     def leave(self) -> None:
         # The name before the row: a name without one is a worker that lost it.
@@ -93,7 +95,6 @@ class FileLink:
 
     def news(self) -> MaintenanceState | None:
         view = self._view
-        before = view.state
         if self._epoch is None:
             if self._look or view.changed():
                 self._read()
@@ -103,7 +104,10 @@ class FileLink:
                 self._word = found if len(found) == WORD else self._word
                 self._read()
         self._look = False
-        return view.state if view.state is not before else None
+        if view.state is self._told:
+            return None
+        self._told = view.state
+        return view.state
 
     def adopted(self, epoch: int) -> None:
         if self._slot is not None:

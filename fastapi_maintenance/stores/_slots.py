@@ -102,7 +102,7 @@ class Slot:
         text = b""
         if entry is not None:
             label = entry[0].encode(errors="replace")[:700].decode(errors="ignore")
-            text = json.dumps([label, entry[1]]).encode()
+            text = json.dumps([label, entry[1]], ensure_ascii=False).encode()
         text = text[: _SLOT_SIZE - _OLDEST]
         os.pwrite(self.descriptor, text.ljust(_SLOT_SIZE - _OLDEST, b"\0"), _OLDEST)
 

@@ -140,8 +140,10 @@ class StateView:
             found = read_small(self.path)
             if found is None:
                 return known.active or known.epoch > 0
-            # Without an epoch it was written by hand, and counts.
-            return 0 < MaintenanceState.from_json(found[0]).epoch < known.epoch
+            # Without an epoch it was written by hand, and counts. What opens never
+            # replaces what closes: clocks, which epochs begin by, may have gone back.
+            epoch = MaintenanceState.from_json(found[0]).epoch
+            return known.active and 0 < epoch < known.epoch
         except (OSError, StateFormatError):
             return False
 
