@@ -132,7 +132,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """The browser of this machine; without one these tests fail."""
     path = shutil.which("chromium")
