@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
+from ._checks import check_text, whole_seconds
 from ._fastapi import OUTER_STACK
 from .closing import Closing
 from .decision import Decision
@@ -18,7 +19,7 @@ from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
 from .inventory import warn_of_mounts
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
-from .state import MaintenanceState, check_text, whole_seconds
+from .state import MaintenanceState
 from .stores import Store, describe, open_store
 from .stores._admission import Admission
 from .switch import Order, Switch

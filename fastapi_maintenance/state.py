@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, NoReturn
+
+from ._checks import check_aware, check_text
 
 VERSION: Final = 1
 """The version of the JSON form that this release writes and fully understands."""
@@ -24,7 +25,6 @@ LONGEST_WAIT: Final = 86_400
 OPERATOR: Final = "operator"
 """The holder's name of a person's own ``on`` beside the holds of programs."""
 
-_TEXT_LIMIT: Final = 2_000
 _SIZE_LIMIT: Final = 64 * 1024
 
 
@@ -220,49 +220,6 @@ _KNOWN: Final = tuple(
 )
 
 
-def check_aware(moment: datetime | None, name: str) -> None:
-    """Refuse a time without a zone.
-
-    Raises:
-        TypeError: If it is not a ``datetime``.
-        ValueError: If it has no zone; the message names the remedy.
-
-    """
-    if moment is None:
-        return
-    if not isinstance(moment, datetime):
-        raise TypeError(f"{name} must be a datetime, not {moment!r}")
-    if moment.utcoffset() is None:
-        raise ValueError(
-            f"{name} has no time zone: {moment.isoformat()}; use datetime.now(UTC) or"
-            " add tzinfo"
-        )
-
-
-def check_text(text: str | None, name: str) -> None:
-    """Refuse a text that cannot be one line of a log, a terminal and JSON.
-
-    Raises:
-        TypeError: If it is not a string.
-        ValueError: If it is empty, over 2000 characters, or has a control
-            character, a line break or a lone surrogate.
-
-    """
-    if text is None:
-        return
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, not {text!r}")
-    if not text.strip() or len(text) > _TEXT_LIMIT:
-        raise ValueError(
-            f"{name} must have 1 to {_TEXT_LIMIT} characters, not {len(text)}"
-        )
-    for character in text:
-        if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
-            raise ValueError(
-                f"{name} must be one line of valid text without {character!r}: {text[:80]!r}"
-            )
-
-
 def next_epoch(*known: int) -> int:
     """Return an epoch larger than all that are known.
 
@@ -270,23 +227,6 @@ def next_epoch(*known: int) -> int:
     data does not begin below what workers remember; the order never rests on it.
     """
     return max(int(time.time() * 1000), *(epoch + 1 for epoch in known))
-
-
-def whole_seconds(value: float | timedelta, name: str) -> int:
-    """Return a duration as whole seconds, rounded up.
-
-    Raises:
-        TypeError: If it is neither a number nor a ``timedelta``.
-        ValueError: If it is negative or not finite.
-
-    """
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be seconds or a timedelta, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be zero or more seconds, not {value!r}")
-    return math.ceil(value)
 
 
 def _parse(document: str | bytes) -> dict[str, object]:

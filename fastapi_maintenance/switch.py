@@ -20,8 +20,9 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
+from ._checks import check_aware, check_text, whole_seconds
 from .fence import DrainError, DrainReport, Roster
-from .state import OPERATOR, MaintenanceState, check_aware, check_text, whole_seconds
+from .state import OPERATOR, MaintenanceState
 from .stores import FencedStore, Store, StoreError, check_name, is_fenced
 from .stores._polled import INTERVAL, PolledStore
 from .waiting import Look, Plan, wait_until_drained

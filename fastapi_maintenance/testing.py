@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from ._checks import check_aware
 from ._contract import check_store
 from .guard import MaintenanceGuard
-from .state import MaintenanceState, check_aware
+from .state import MaintenanceState
 from .stores.memory import MemoryStore
 from .switch import Order, Switch
 

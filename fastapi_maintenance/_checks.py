@@ -1,0 +1,70 @@
+"""What values must be like before they are taken: refused with a remedy, or passed."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from datetime import datetime, timedelta
+from typing import Final
+
+_TEXT_LIMIT: Final = 2_000
+
+
+def check_aware(moment: datetime | None, name: str) -> None:
+    """Refuse a time without a zone.
+
+    Raises:
+        TypeError: If it is not a ``datetime``.
+        ValueError: If it has no zone; the message names the remedy.
+
+    """
+    if moment is None:
+        return
+    if not isinstance(moment, datetime):
+        raise TypeError(f"{name} must be a datetime, not {moment!r}")
+    if moment.utcoffset() is None:
+        raise ValueError(
+            f"{name} has no time zone: {moment.isoformat()}; use datetime.now(UTC) or"
+            " add tzinfo"
+        )
+
+
+def check_text(text: str | None, name: str) -> None:
+    """Refuse a text that cannot be one line of a log, a terminal and JSON.
+
+    Raises:
+        TypeError: If it is not a string.
+        ValueError: If it is empty, over 2000 characters, or has a control
+            character, a line break or a lone surrogate.
+
+    """
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, not {text!r}")
+    if not text.strip() or len(text) > _TEXT_LIMIT:
+        raise ValueError(
+            f"{name} must have 1 to {_TEXT_LIMIT} characters, not {len(text)}"
+        )
+    for character in text:
+        if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
+            raise ValueError(
+                f"{name} must be one line of valid text without {character!r}: {text[:80]!r}"
+            )
+
+
+def whole_seconds(value: float | timedelta, name: str) -> int:
+    """Return a duration as whole seconds, rounded up.
+
+    Raises:
+        TypeError: If it is neither a number nor a ``timedelta``.
+        ValueError: If it is negative or not finite.
+
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be seconds or a timedelta, not {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be zero or more seconds, not {value!r}")
+    return math.ceil(value)
