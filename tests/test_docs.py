@@ -309,9 +309,9 @@ class Order(BaseModel):
     text: str
 
 
-def guarded(folder: Path, *, middleware: bool) -> FastAPI:
-    """Return an application with everything that the table names, closed."""
-    guard = MaintenanceGuard(MemoryStore(active=True))
+def guarded(folder: Path, *, middleware: bool, closed: bool = True) -> FastAPI:
+    """Return an application with everything that the table names."""
+    guard = MaintenanceGuard(MemoryStore(active=closed))
     app = FastAPI(dependencies=[Depends(guard)])
     if middleware:
         app.add_middleware(MaintenanceModeMiddleware, guard=guard)
@@ -319,6 +319,7 @@ def guarded(folder: Path, *, middleware: bool) -> FastAPI:
     router, mounted = APIRouter(), FastAPI()
 
     @app.get("/own")
+    @app.get("/slash/")
     @router.get("/route")
     @mounted.get("/route")
     async def served() -> str:
@@ -340,10 +341,6 @@ def guarded(folder: Path, *, middleware: bool) -> FastAPI:
     @maintenance_exempt
     async def exempt() -> str:
         return "open"
-
-    @app.get("/slash/")
-    async def slash() -> str:
-        return "served"
 
     (folder / "index.html").write_text("<p>frontend")
     router.mount("/files", StaticFiles(directory=folder))
@@ -443,3 +440,20 @@ async def test_coverage_table_is_true(*, middleware: bool, tmp_path: Path) -> No
     measured[kind.format("a")] = await upload(app, "/declared")
     measured[kind.format("no")] = await upload(app, "/undeclared")
     assert written == measured
+
+
+async def test_rows_of_the_coverage_table_are_served_while_open(tmp_path: Path) -> None:
+    """What the table calls refused is refused by maintenance and by nothing else."""
+    app = guarded(tmp_path, middleware=True, closed=False)
+    measured = await anyio.to_thread.run_sync(answers, app)
+    assert await upload(app, "/declared") == "`200`, after the body"
+    assert await upload(app, "/undeclared") == "`200`, after the body"
+    refused = {what for what, _, cell in coverage_table() if cell.startswith("`503`")}
+    served = {what: measured[what] for what in refused & set(measured)}
+    otherwise = {
+        "a WebSocket": "`101`",
+        "a plain Starlette WebSocket": "`101`",
+        "a missing file of `app.frontend()`": "`404`",
+        "a route that declares a body, with a body that is no JSON": "`422`",
+    }
+    assert served == dict.fromkeys(served, "`200`") | otherwise
