@@ -27,7 +27,7 @@ from tests.asgi import Answer, call, handshake
 
 RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 
-DENIAL = {"websocket.http.response": {}}
+DENIAL: dict[str, object] = {"websocket.http.response": {}}
 
 
 class Ran(list[str]):
@@ -113,8 +113,11 @@ def shop(
         dependencies=[Depends(guard)] if way != "door" else [],
         **options,  # type: ignore[arg-type]  # of any test
     )
+    add: Callable[[Any], None] = (
+        app.add_middleware
+    )  # takes what Starlette's type does not
     for middleware in inside:
-        app.add_middleware(middleware)
+        add(middleware)
     if way != "dependency":
         app.add_middleware(MaintenanceModeMiddleware, guard=guard)
     made = Shop(app, guard)
