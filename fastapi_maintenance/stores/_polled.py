@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Final, NoReturn
 
+import anyio
+
 from ..fence import Roster
 from ..state import MaintenanceState
 from . import Change, Store, StoreError, describe
@@ -16,6 +18,9 @@ logger = logging.getLogger("fastapi_maintenance")
 
 INTERVAL: Final = 1.0
 """Seconds between two readings; a request waits for one that is overdue."""
+
+PATIENCE: Final = 2.0
+"""Seconds that a reading may take; a store that hangs is a store that fails."""
 
 
 class PolledStore:
@@ -53,10 +58,19 @@ class PolledStore:
 
     async def read(self, name: str) -> MaintenanceState:
         """Read the store, and let this worker know."""
-        state = await self.store.read(name)
+        worker = self.worker(name)
+        before = worker.link.known
+        state = None
+        with anyio.move_on_after(PATIENCE) as limit:
+            state = await self.store.read(name)
+        if limit.cancelled_caught:
+            raise StoreError(f"{self.location} did not answer within {PATIENCE:g} s")
         if not isinstance(state, MaintenanceState):
             raise StoreError(f"{self.location}.read() returned {state!r}, not a state")
-        worker = self.worker(name)
+        known = worker.link.known
+        if known is not None and known is not before and known.epoch > state.epoch:
+            # Published here while this was read, which is older then.
+            return known
         worker.link.known = state
         worker.checked = time.monotonic()
         worker.refresh()
@@ -70,6 +84,9 @@ class PolledStore:
 
         """
         worker = self.worker(name)
+        if worker.link.known is not None:
+            # One reading is enough: whoever comes meanwhile takes the last state.
+            worker.checked = time.monotonic()
         try:
             await self.read(name)
         except Exception as error:
@@ -130,7 +147,8 @@ class PolledLink:
         pass
 
     def news(self) -> MaintenanceState | None:
-        if self.known is self._adopted:
+        # A store makes its states anew at each reading, mostly of the same.
+        if self.known == self._adopted:
             return None
         self._adopted = self.known
         return self.known

@@ -146,10 +146,12 @@ class Worker:
                 self._failed = (monotonic(), error)
                 raise
             with self._lock:
-                self.state = state
+                # What changed before anybody here could know is no news, unless it
+                # is maintenance.
+                known, self.state = self.state, state
                 self.joined = True
                 self.link.adopted(state.epoch)
-                if state.active:
+                if (state.active or known.active) and _differs(state, known):
                     self._news.append(state)
         self._tell()
 
@@ -314,8 +316,7 @@ class Worker:
         self.link.count(len(self.current), len(self.old))
         self.link.adopted(state.epoch)
         self.orders.adopt(state.extra, self.old)
-        # A fence publishes the same state again: no change worth telling.
-        if state.but(epoch=0) != self.state.but(epoch=0):
+        if _differs(state, self.state):
             self._news.append(state)
         self.state = state
         self._unsorted = True
@@ -391,8 +392,14 @@ class Worker:
         self.orders = CloseOrders()
         self._users = 0
         self.joined = False
+        self.state = MaintenanceState()
         _renew(self)
         self.link.forked()
+
+
+def _differs(state: MaintenanceState, before: MaintenanceState) -> bool:
+    # A fence publishes the same state again: no change worth telling.
+    return state.but(epoch=0) != before.but(epoch=0)
 
 
 def _renew(worker: Worker) -> None:
