@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import fastapi.routing
 from fastapi import APIRouter
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import (
     BaseRoute,
     Host,
@@ -142,7 +143,7 @@ def look_ahead(app: object, scope: Scope) -> Ahead | None:
 
     Returns:
         None if the application answers by itself: no route, a method that the route
-        does not have, a redirect to where the slash is right.
+        does not have, a redirect to where the slash is right, a preflight.
 
     """
     probe = dict(scope)
@@ -160,8 +161,11 @@ def look_ahead(app: object, scope: Scope) -> Ahead | None:
 
 def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
     for _ in range(_DEEPEST):
-        passed += layers(app)
-        box = passed[-1]
+        boxes = list(layers(app))
+        passed += boxes
+        box = boxes[-1]
+        if _is_preflight(probe) and any(map(_answers_preflights, boxes)):
+            raise _AnswersItselfError
         router = router_of(box)
         if router is None or not _is_plain(router):
             break
@@ -265,6 +269,22 @@ def _merge(probe: Scope, child: Scope) -> None:
     if own is not None:
         child = {**child, "fastapi": {**probe.get("fastapi", {}), **own}}
     probe.update(child)
+
+
+def _is_preflight(probe: Scope) -> bool:
+    if probe["type"] != "http" or probe["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in probe["headers"]}
+    return names >= {b"origin", b"access-control-request-method"}
+
+
+def _answers_preflights(box: object) -> bool:
+    """Tell whether a middleware, or one of an application, is Starlette's for CORS."""
+    inside = box.user_middleware if isinstance(box, Starlette) else ()
+    return isinstance(box, CORSMiddleware) or any(
+        isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
+        for entry in inside
+    )
 
 
 def _is_plain(router: Router) -> bool:

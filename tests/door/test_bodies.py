@@ -1,6 +1,7 @@
 """No byte of a body is read for a request that is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ async def test_a_dependency_alone_comes_after_the_body(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["door", "both"])
 @pytest.mark.parametrize("guard", [opened, closed], ids=["off", "let in"])
 async def test_a_body_that_is_admitted_arrives_whole(
-    tmp_path: Path, guard: Any, way: str, inside: str
+    tmp_path: Path, guard: Callable[..., MaintenanceGuard], way: str, inside: str
 ) -> None:
     """The body of a request that is let in is as the client sent it."""
     asked: list[HTTPConnection] = []
