@@ -154,16 +154,13 @@ class Visitor:
         width: int = 1280,
         motion: Literal["reduce", "no-preference"] = "no-preference",
         scripts: bool = True,
-        signed_in: bool = True,
     ) -> None:
         self.context: BrowserContext = browser.new_context(
             color_scheme=scheme,
             viewport={"width": width, "height": 720},
             reduced_motion=motion,
             java_script_enabled=scripts,
-            http_credentials=(
-                {"username": "ada", "password": "lovelace"} if signed_in else None
-            ),
+            http_credentials={"username": "ada", "password": "lovelace"},
         )
         self.complaints: list[str] = []
         self.page: Page = self.context.new_page()
