@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import StoreError
 from ._redis_client import Connector, PubSub, redis
-from ._redis_errors import explain
+from ._redis_errors import TemporaryError, explain
 from ._redis_known import Backoff
 from ._redis_link import HEARTBEAT
 
@@ -34,25 +34,28 @@ class Ear:
     """
 
     def __init__(self, connector: Connector, prefix: str) -> None:
-        self._connector = connector
+        self.connector = connector
         self._prefix = prefix
         self._pubsub: PubSub | None = None
         self._channels: set[str] = set()
         self._denied_until = 0.0
         self._told = False
 
-    def listen(self, channels: set[str]) -> None:
+    def listen(self, channels: set[str]) -> bool:
         """Subscribe to these channels and no others.
+
+        Returns:
+            Whether it has only now begun: what was said before was not heard.
 
         Raises:
             StoreError: If Redis cannot be reached.
 
         """
         if channels == self._channels or time.monotonic() < self._denied_until:
-            return
+            return False
         self.close()
         try:
-            self._pubsub = PubSub(self._connector.client.connection_pool)
+            self._pubsub = PubSub(self.connector.client.connection_pool)
             self._pubsub.subscribe(*sorted(channels))
             for _ in channels:
                 self._pubsub.get_message(timeout=1.0)
@@ -61,8 +64,9 @@ class Ear:
             raise self._explained(error) from error
         except redis.RedisError as error:
             self._deny(error)
-        else:
-            self._channels = channels
+            return False
+        self._channels = channels
+        return True
 
     def wait(self, seconds: float, stir: threading.Event) -> set[str]:
         """Return the channels that were heard within so many seconds.
@@ -86,11 +90,9 @@ class Ear:
                 if message["type"] == "message":
                     heard.add(message["channel"].decode())
                 message = self._pubsub.get_message(timeout=0.0)
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        except (redis.RedisError, OSError) as error:
             self.close()
             raise self._explained(error) from error
-        except redis.RedisError as error:
-            self._deny(error)
         return heard
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class Ear:
         self._told = True
 
     def _explained(self, error: Exception) -> StoreError:
-        return explain(error, self._connector.place, self._prefix)
+        return explain(error, self.connector.place, self._prefix)
 
 
 class Hub:
@@ -200,25 +202,39 @@ class Hub:
         pause = _SLICE
         if not workers:
             return pause
+        problem: StoreError | None = None
         try:
-            self._ear.listen({worker.link.keys.channel for worker in workers})
+            channels = {worker.link.keys.channel for worker in workers}
+            if self._ear.listen(channels):
+                heard = channels
             for worker in workers:
-                pause = min(pause, self._tend(worker, heard))
+                try:
+                    pause = min(pause, self._tend(worker, heard))
+                except TemporaryError:
+                    raise
+                except StoreError as error:
+                    # One switch's trouble must not keep the others from reporting.
+                    worker.link.due = time.monotonic() + HEARTBEAT
+                    problem = error
         except StoreError as error:
             self.failed(error)
             return self._backoff.next()
         self._backoff.reset()
-        if self._failing:
-            logger.warning("maintenance: %s answers again", self._connector.place)
-        self._failing = False
+        self._say(problem)
         return pause
 
     def failed(self, error: StoreError) -> None:
-        """Say once that Redis does not answer, and begin anew."""
+        """Begin anew: Redis does not answer."""
         self._ear.close()
-        if not self._failing:
-            logger.error("maintenance: %s; keeping the last state", error)
-        self._failing = True
+        self._say(error)
+
+    def _say(self, problem: StoreError | None) -> None:
+        # Once when it begins and once when it ends.
+        if problem is not None and not self._failing:
+            logger.error("maintenance: %s; keeping the last state", problem)
+        if problem is None and self._failing:
+            logger.warning("maintenance: %s answers again", self._connector.place)
+        self._failing = problem is not None
 
     def _tend(self, worker: RedisWorker, heard: set[str]) -> float:
         link = worker.link
@@ -232,6 +248,7 @@ class Hub:
             if not called and link.known.epoch > before:
                 # News that was not heard: the connection may be deaf.
                 self._ear.close()
+                return 0.0
             old = link.reported_old
         return QUICK if old else max(0.0, link.due - now)
 
@@ -257,3 +274,4 @@ def _run(hub_: weakref.ref[Hub], ear: Ear, stir: threading.Event) -> None:
             pause = HEARTBEAT
         del hub
     ear.close()
+    ear.connector.close()

@@ -15,11 +15,12 @@ import redis
 
 from fastapi_maintenance import MaintenanceState, StoreError
 from fastapi_maintenance.fence import Fence, holds_up
+from fastapi_maintenance.orders import HeldError, Order
 from fastapi_maintenance.stores import open_store
 from fastapi_maintenance.stores._process import ProcessIdentity
 from fastapi_maintenance.stores._redis_rows import encode, field_of, kernel_of
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import HeldError, Order, Switch
+from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 from tests.stores.redis_server import shared_server
 from tests.stores.redis_workers import (
