@@ -26,7 +26,8 @@ from fastapi_maintenance.stores._process import ProcessIdentity
 from fastapi_maintenance.stores._redis_rows import encode, field_of
 from fastapi_maintenance.stores._redis_scripts import Keys
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.orders import Order
+from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 from tests.stores.redis_server import RedisServer, serving, until
 
@@ -136,7 +137,7 @@ def idle(where: str) -> None:
 def looks(server: RedisServer, where: str) -> None:
     """Print how long a look at 1,000 rows takes, 900 of them lost."""
     store = RedisStore.from_url(where)
-    keys = Keys.of(store.prefix, NAME, "")
+    keys = Keys.of(store.prefix, NAME)
     now = int(time.time() * 1000)
     with server.client() as client:
         client.hset(keys.workers, ".v", "1")

@@ -19,9 +19,10 @@ from .decision import BYPASS_COOKIE
 from .exemptions import maintenance_exempt
 from .fence import DrainReport, Outcome, Roster
 from .guard import MaintenanceGuard
+from .orders import digest
 from .stores import StoreError
-from .switch import Fenced, Switch, digest
-from .waiting import FenceRefusedError, Plan
+from .switch import Switch
+from .waiting import Fenced, FenceRefusedError, Plan
 
 SHOWN_EVERY: Final = 0.5
 """Seconds between two looks that a watcher is sent."""

@@ -10,8 +10,8 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from .orders import HeldError
 from .stores import StoreError, StoreReadOnlyError
-from .switch import HeldError
 from .waiting import FenceRefusedError
 
 logger = logging.getLogger("fastapi_maintenance")

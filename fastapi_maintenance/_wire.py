@@ -8,11 +8,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictBool
 from pydantic import model_validator as validated
 
 from .fence import Liveness, Outcome, Roster, WorkerRow
+from .orders import Order
 from .state import MaintenanceState
 from .stores import StoreError, describe
 from .stores.env import EnvStore
 from .stores.memory import MemoryStore
-from .switch import Order, Switch
+from .switch import Switch
 
 A_YEAR: Final = 366 * 86_400
 

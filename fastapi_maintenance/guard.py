@@ -18,11 +18,12 @@ from .door import Door
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
 from .inventory import warn_of_mounts
+from .orders import Order
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState
 from .stores import Store, describe, open_store
 from .stores._admission import Admission
-from .switch import Order, Switch
+from .switch import Switch
 from .waiting import Plan
 
 
@@ -80,7 +81,7 @@ class MaintenanceGuard:
     ) -> None:
         if store is None or isinstance(store, str):
             store = open_store(store)
-        if not callable(getattr(store, "read", None)):
+        if isinstance(store, type) or not isinstance(store, Store):
             raise TypeError(
                 f"store must be a Store, a URL or None, not {store!r}; for example"
                 ' "file:/var/lib/shop/maintenance"'

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from ._checks import check_aware
 from ._contract import check_store
 from .guard import MaintenanceGuard
+from .orders import Order
 from .state import MaintenanceState
 from .stores.memory import MemoryStore
-from .switch import Order, Switch
+from .switch import Switch
 
 __all__ = ["Clock", "check_store", "force", "frozen_clock"]
 

@@ -82,6 +82,26 @@ class Plan:
         return state.but(begun=True, extra=extra)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fenced:
+    """What was published to be waited for, and what stood before it.
+
+    Attributes:
+        state: The published state.
+        before: The state that it replaced.
+        roster: The workers from before the publication.
+        own: Returns, per worker, the counted requests that wait here themselves.
+        holder: The name under which it is held, if it is.
+
+    """
+
+    state: MaintenanceState
+    before: MaintenanceState
+    roster: Roster
+    own: Callable[[], Mapping[str, int]]
+    holder: str | None
+
+
 async def wait_until_drained(
     source: FencedStore,
     name: str,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its exit code.
 
     Args:
@@ -33,4 +32,3 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     command = typer.main.get_command(app)
     command.main(args=arguments, prog_name="fastapi-maintenance")
-    raise AssertionError("unreachable")

@@ -28,7 +28,6 @@ _STYLES: Final = {
     "up to date": "green",
     "busy": "yellow",
     "not yet seen": "yellow",
-    "gone": "dim",
 }
 
 
@@ -86,7 +85,6 @@ class Waiting:
         self._started = time.monotonic()
         self._next = 0.0
         self._live = Live(console=out.console, auto_refresh=False) if out.live else None
-        self._last: tuple[Roster, Outcome, str] | None = None
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -101,23 +99,19 @@ class Waiting:
         traceback: TracebackType | None,
     ) -> None:
         if self._live is not None:
-            if self._last is not None:
-                self._draw(self._live, *self._last)
             self._live.stop()
 
     def look(self, roster: Roster, outcome: Outcome, reason: str) -> None:
         """Show one look of the drain, when it is time to."""
-        self._last = roster, outcome, reason
         waited = time.monotonic() - self._started
-        if waited < self._next:
+        if waited < self._next and outcome != "drained":
             return
         if self._live is not None:
             self._next = waited + _FRAME
             self._draw(self._live, roster, outcome, reason)
             return
-        # The first line is worth writing only where the wait does not end at once.
-        first, self._next = not self._next, waited + LINE_INTERVAL
-        if first and outcome == "drained":
+        self._next = waited + LINE_INTERVAL
+        if outcome == "drained":
             return
         rows = living(roster)
         self._out.emit(

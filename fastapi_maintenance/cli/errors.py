@@ -9,8 +9,8 @@ from typing import Final
 import typer
 from typer.core import TyperGroup
 
+from ..orders import HeldError
 from ..stores import StoreError, StoreReadOnlyError
-from ..switch import HeldError
 from .output import Output, clean
 from .target import UNREACHABLE, USAGE, FailureError
 

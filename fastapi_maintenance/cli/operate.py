@@ -11,10 +11,10 @@ from rich.console import Group
 from rich.live import Live
 
 from ..fence import Roster, WorkerRow
+from ..orders import Order, default_actor
 from ..state import MaintenanceState
 from ..stores import StoreError
-from ..switch import Fenced, Order, default_actor
-from ..waiting import Plan
+from ..waiting import Fenced, Plan
 from .display import LINE_INTERVAL, Waiting, workers_table
 from .phases import crowd, headline, living
 from .signals import InterruptedBySignalError, Signals

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ..switch import Order, default_actor
+from ..orders import Order, default_actor
 from ..waiting import Plan
 from .times import parse_duration, parse_moment
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import unicodedata
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -53,7 +52,7 @@ class Output:
     def emit(self, event: str, **values: object) -> None:
         """Write one line for scripts."""
         if self.as_json:
-            line = json.dumps({"event": event, **values}, default=_plain)
+            line = json.dumps({"event": event, **values})
             print(line, file=self.console.file, flush=True)
 
     def warn(self, text: str) -> None:
@@ -78,10 +77,6 @@ def clean(text: str) -> str:
         else character
         for character in text.rstrip()
     )
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _console(stream: TextIO) -> Console:
@@ -114,9 +109,6 @@ class _Enduring(io.BufferedIOBase):
 
     def isatty(self) -> bool:
         return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
     def write(self, content: ReadableBuffer) -> int:
         try:

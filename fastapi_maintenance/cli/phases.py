@@ -124,8 +124,6 @@ def plural(number: int, noun: str) -> str:
 
 def standing(row: WorkerRow, epoch: int, *, fenced: bool) -> str:
     """Return how a worker stands to an epoch, in one or two words."""
-    if row.liveness == "dead":
-        return "gone"
     if row.lost:
         silent = f" {show_span(row.report_age)}" if row.report_age else ""
         return f"LOST{silent}"

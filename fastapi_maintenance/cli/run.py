@@ -11,9 +11,9 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from ..orders import Order, new_holder
 from ..stores import StoreError
-from ..switch import Fenced, Order, new_holder
-from ..waiting import FenceRefusedError, Plan
+from ..waiting import Fenced, FenceRefusedError, Plan
 from .display import Waiting
 from .operate import put_back
 from .signals import InterruptedBySignalError, Signals, signal_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ T = TypeVar("T")
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INTERVAL: Final = 0.05
+_PATIENCE: Final = 0.25
 
 
 def signal_name(number: int) -> str:
@@ -93,30 +95,31 @@ class Signals:
         """Run a piece of work until it is done or a signal comes.
 
         Raises:
-            InterruptedBySignalError: If that came first; the work was cancelled.
+            InterruptedBySignalError: If a signal came, however the work ended then.
 
         """
-        found: list[T] = []
-        failed: list[Exception] = []
+        loop = asyncio.get_running_loop()
         number: int | None = None
-        async with anyio.create_task_group() as group:
+        timer: asyncio.Handle
+        found: list[T] = []
 
-            async def run() -> None:
-                try:
-                    found.append(await work())
-                except Exception as error:  # noqa: BLE001  # raised below
-                    failed.append(error)
-                group.cancel_scope.cancel()
+        def look() -> None:
+            nonlocal number, timer
+            number = self.poll()
+            if number is None:
+                timer = loop.call_later(_INTERVAL, look)
+            else:
+                scope.cancel()
 
-            group.start_soon(run)
-            # No event of this process says that a signal is pending.
-            while (number := self.poll()) is None:  # noqa: ASYNC110
-                await anyio.sleep(_INTERVAL)
-            group.cancel_scope.cancel()
-        if number is not None:
-            raise InterruptedBySignalError(number)
-        if failed:
-            raise failed[0]  # Not in a group, which no caller expects.
+        with anyio.CancelScope() as scope:
+            timer = loop.call_soon(look)
+            try:
+                found.append(await work())
+            finally:
+                timer.cancel()
+                # Also where the work took the cancellation for a failure.
+                if number is not None:
+                    raise InterruptedBySignalError(number)
         return found[0]
 
     def wait_for_child(self, pid: int) -> tuple[int, list[int]]:
@@ -132,7 +135,7 @@ class Signals:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status), received
-            found = signal.sigtimedwait({*self.held, signal.SIGCHLD}, 1.0)
+            found = signal.sigtimedwait({*self.held, signal.SIGCHLD}, _PATIENCE)
             if found is None or found.si_signo == signal.SIGCHLD:
                 continue
             received.append(found.si_signo)

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Self
 
 from fastapi_maintenance.fence import DrainReport, Outcome, Roster
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import MaintenanceState
 from fastapi_maintenance.stores import open_store
-from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 
 HERE = Path(__file__).parent

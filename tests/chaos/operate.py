@@ -8,8 +8,9 @@ import sys
 
 import anyio.to_thread
 
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.stores import StoreError, open_store
-from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fastapi_maintenance.switch import Order
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.waiting import FenceRefusedError, Plan
 from tests.chaos.harness import ROOT, Operator, Service, until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import OPERATOR
-from fastapi_maintenance.switch import Order
 from tests.cli.support import (
     Member,
     call,
@@ -72,20 +72,21 @@ def test_a_command_that_fails_leaves_it_on(
     folder: Path, command: str, code: int, said: str
 ) -> None:
     """Its code is passed on, and a person opens without force."""
-    result = call("run", "sh", "-c", command, cwd=folder)
-    assert result.returncode == code
+    result = invoke("run", "sh", "-c", command)
+    assert result.exit_code == code
     assert f"warning: the command ended with {said}; maintenance stays" in result.stderr
     assert on_now(folder)
     assert state(folder).holders == (OPERATOR,)
     assert invoke("off").exit_code == 0
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.usefixtures("member")
-def test_a_real_time_signal_has_a_number(folder: Path) -> None:
+def test_a_real_time_signal_has_a_number() -> None:
     """A signal without a name ends like every other one."""
     command = f"import os; os.kill(os.getpid(), {signal.SIGRTMIN + 1})"
-    result = call("run", sys.executable, "-c", command, cwd=folder)
-    assert result.returncode == 128 + signal.SIGRTMIN + 1
+    result = invoke("run", sys.executable, "-c", command)
+    assert result.exit_code == 128 + signal.SIGRTMIN + 1
     assert f"signal {signal.SIGRTMIN + 1}" in result.stderr
 
 
@@ -108,8 +109,8 @@ def test_a_command_that_does_not_exist_is_found_out_first(
 ) -> None:
     """Exit code 127, and nothing was published."""
     (folder / "plain.txt").touch()
-    result = call("run", "--", command, cwd=folder)
-    assert result.returncode == 127
+    result = invoke("run", "--", command)
+    assert result.exit_code == 127
     assert repr(command) in result.stderr
     assert result.stderr.count("\n") == 1
     assert state(folder).epoch == 0
@@ -121,8 +122,8 @@ def test_a_command_that_cannot_start_puts_everything_back(folder: Path) -> None:
     path = folder / "broken"
     path.write_bytes(b"\x7fELF")
     path.chmod(0o755)
-    result = call("run", str(path), cwd=folder)
-    assert result.returncode == 125
+    result = invoke("run", str(path))
+    assert result.exit_code == 125
     assert f"cannot start {path}: " in result.stderr
     assert "the state is what it was before: off" in result.stderr
     assert not state(folder).active
@@ -162,8 +163,8 @@ def test_not_drained_stays_on_when_told_to(folder: Path, member: Member) -> None
 def test_on_before_stays_on_afterwards(folder: Path) -> None:
     """A person's own ``on`` outlives a command that succeeded under it."""
     invoke("on", "--message", "mine")
-    result = call("run", "true", cwd=folder)
-    assert result.returncode == 0
+    result = invoke("run", "true")
+    assert result.exit_code == 0
     assert "maintenance stays on: others hold it" in result.stderr
     assert on_now(folder)
     assert state(folder).message == "mine"
@@ -281,8 +282,8 @@ def test_a_store_that_breaks_meanwhile_stays_on(
     """A success that cannot open is 125, never 0; a failure keeps its own code."""
     path = folder / ".fastapi-maintenance" / "default.json"
     text = f"rm {path}; mkdir {path}; {ending}"
-    result = call("run", "sh", "-c", text, cwd=folder)
-    assert result.returncode == code
+    result = invoke("run", "sh", "-c", text)
+    assert result.exit_code == code
     assert "maintenance stays on and held" in result.stderr
     assert "off --force" in result.stderr
     path.rmdir()
@@ -333,8 +334,8 @@ def test_a_window_that_opens_by_the_clock_is_no_place_to_run(folder: Path) -> No
     """Under ``--auto-off`` a migration could see traffic: 125, nothing changed."""
     invoke("on", "--for", "5m", "--auto-off")
     before = state(folder)
-    result = call("run", "--wait", "touch", "ran", cwd=folder)
-    assert result.returncode == 125
+    result = invoke("run", "--wait", "touch", "ran")
+    assert result.exit_code == 125
     assert "auto_off" in result.stderr
     assert state(folder) == before
     assert not (folder / "ran").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from fastapi_maintenance import MaintenanceState
 from fastapi_maintenance.cli.phases import headline, phase
-from fastapi_maintenance.switch import Order
+from fastapi_maintenance.orders import Order
 from tests.cli.support import Member, call, invoke, lines, program, started
 
 NOW = datetime.now(UTC)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fastapi_maintenance.orders import digest
 from fastapi_maintenance.state import OPERATOR
-from fastapi_maintenance.switch import digest
 from tests.cli.support import Member, invoke, lines, state
 
 NO_STORE = "on", "off", "wait", "status", "forget"

@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import OPERATOR
-from fastapi_maintenance.switch import Order
 from tests.cli.support import (
     Member,
     call,

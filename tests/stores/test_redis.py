@@ -331,16 +331,17 @@ async def test_a_heartbeat_brings_no_rows_of_others(store: RedisStore) -> None:
     async with joined(*workers):
         link = workers[0].link
         raw = shared_server().client()
-        raw.set(link.keys.lease, "1")
+        own = kernel_of(ProcessIdentity.own())
+        lease = f"{link.keys.lease}:{own}"
+        raw.set(lease, "1")
         identity = replace(ProcessIdentity.own(), boot="another")
         row = encode(identity, uncounted=False, seen=0, current=0, old=0, oldest=None)
         for number in range(50):
             raw.hset(link.keys.workers, field_of(f"{number}-x", identity), f"0 {row}")
         assert link._sync(0, (0, 0), None).rows == ()
-        raw.delete(link.keys.lease)
+        raw.delete(lease)
         reply = link._sync(0, (0, 0), None)
         assert len(reply.rows) in {0, 3}
-        own = kernel_of(ProcessIdentity.own())
         assert all(field.startswith(f"{own}/") for field, _ in reply.rows)
 
 

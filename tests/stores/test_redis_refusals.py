@@ -10,10 +10,11 @@ import redis
 import trustme
 
 from fastapi_maintenance import StoreError
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.stores import open_store
 from fastapi_maintenance.stores._redis_errors import TemporaryError, acl_line, explain
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 from tests.stores.redis_proxy import TlsDoor
 from tests.stores.redis_server import PASSWORD, serving, shared_server
