@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
+import sys
 from typing import Final
 
 # The number of membarrier(2), which has no function in the C library.
@@ -32,10 +32,6 @@ def pass_barrier(machine: str | None = None) -> bool:
 
     """
     number = _NUMBERS.get(platform.machine() if machine is None else machine)
-    if number is None or os.name != "posix":
+    if number is None or not sys.platform.startswith("linux"):
         return False
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        return int(libc.syscall(number, _GLOBAL, 0, 0)) == 0
-    except (OSError, AttributeError):
-        return False
+    return int(ctypes.CDLL(None).syscall(number, _GLOBAL, 0, 0)) == 0

@@ -11,6 +11,9 @@ import os
 import threading
 from collections.abc import Callable
 
+at_fork: Callable[..., object] = getattr(os, "register_at_fork", dict)
+"""Registers what is called around a fork; does nothing where nobody can fork."""
+
 # Reentrant: a finalizer may run, and close one, while the same thread opens one.
 _lock = threading.RLock()
 _ours: set[int] = set()
@@ -49,10 +52,5 @@ def _close_all() -> None:
     _lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    # No fork comes between the opening of a descriptor and its entry here.
-    os.register_at_fork(
-        before=_lock.acquire,
-        after_in_parent=_lock.release,
-        after_in_child=_close_all,
-    )
+# No fork comes between the opening of a descriptor and its entry here.
+at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_close_all)

@@ -15,12 +15,11 @@ from typing import Final
 
 from ._descriptors import drop, keep
 
-try:
+with contextlib.suppress(ImportError):
     import fcntl
-except ImportError:  # Windows has no flock: state only, nothing is counted there.
-    fcntl = None  # type: ignore[assignment]  # the names below ask first
 
-HAS_LOCKS: Final = bool(fcntl) and hasattr(os, "pread")
+HAS_LOCKS: Final = hasattr(os, "pread")
+"""Whether this is POSIX. Windows has no flock: state only, nobody is counted there."""
 
 SIZE_LIMIT: Final = 64 * 1024
 

@@ -17,6 +17,10 @@ _MAGIC: Final = b"FMEPOCH1"
 _SIZE: Final = 40
 
 
+class DamagedEpochError(OSError):
+    """The file is no epoch file, or not a whole one."""
+
+
 def word(value: int) -> bytes:
     """Return a number as the bytes of one word."""
     return value.to_bytes(WORD, "little")
@@ -37,7 +41,7 @@ class EpochFile:
 
         Raises:
             OSError: If it cannot be opened.
-            ValueError: If it is truncated or another program's.
+            DamagedEpochError: If it is truncated or another program's.
 
         """
         self.path = path
@@ -45,7 +49,7 @@ class EpochFile:
         try:
             head = os.pread(self.descriptor, _SIZE, 0)
             if len(head) < _SIZE or head[8:16] != _MAGIC:
-                raise ValueError(f"{path} is no epoch file")
+                raise DamagedEpochError(f"{path} is no epoch file")
         except BaseException:
             drop(self.descriptor)
             raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from ._descriptors import at_fork
 from ._worker import Worker
 
 W = TypeVar("W", bound=Worker)
@@ -16,13 +16,12 @@ _by_place: weakref.WeakValueDictionary[tuple[str, str], Worker] = (
     weakref.WeakValueDictionary()
 )
 _by_place_lock: Final = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # A child would wait for ever for a thread that stayed in the parent.
-    os.register_at_fork(
-        before=_by_place_lock.acquire,
-        after_in_parent=_by_place_lock.release,
-        after_in_child=_by_place_lock.release,
-    )
+# A child would wait for ever for a thread that stayed in the parent.
+at_fork(
+    before=_by_place_lock.acquire,
+    after_in_parent=_by_place_lock.release,
+    after_in_child=_by_place_lock.release,
+)
 
 
 def worker_at(kind: type[W], place: str, name: str, make: Callable[[], W]) -> W:

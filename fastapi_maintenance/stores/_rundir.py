@@ -23,7 +23,7 @@ from ._disk import (
     unlock,
     write_atomic,
 )
-from ._epoch import EpochFile
+from ._epoch import DamagedEpochError, EpochFile
 from ._presence import UNCOUNTED, announced, digest_of
 from ._process import ProcessIdentity
 from ._slots import WORKER_ID, Sight, highest_seen, read_rows
@@ -86,7 +86,7 @@ class RunDirectory:
 
         """
         path = self.run_dir / f"{name}.epoch"
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, DamagedEpochError):
             return EpochFile(path)
         lost = lost or self._had_roster(name)
         with contextlib.suppress(OSError, StateFormatError):
@@ -98,10 +98,7 @@ class RunDirectory:
         # while the other way round the next loss would go unnoticed.
         self.leave_trace(name)
         EpochFile.create(path, floor, whole=not lost)
-        try:
-            return EpochFile(path)
-        except ValueError as error:
-            raise OSError(str(error)) from error
+        return EpochFile(path)
 
     def leave_trace(self, name: str) -> None:
         """Note beside the state that this boot has a roster, where that can be written.

@@ -73,12 +73,9 @@ class Slot:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self.descriptor = keep(lambda: os.open(temporary, flags, 0o600))
         try:
-            if not try_lock(self.descriptor):
-                raise BlockingIOError(
-                    errno.EAGAIN, "locked by another process", str(temporary)
-                )
             give_to_owner_of(path.parent, self.descriptor)
-            if os.pwrite(self.descriptor, content, 0) < _SLOT_SIZE:
+            whole = os.pwrite(self.descriptor, content, 0) == _SLOT_SIZE
+            if not whole or not try_lock(self.descriptor):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.replace(temporary, path)
         except BaseException:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -29,59 +28,64 @@ def in_child(work: Callable[[], object], *, user: int = 0) -> object:
         return os.waitstatus_to_exitcode(status) == 0
     failed = True
     try:
-        _become(user)
-        failed = not work()
-    except BaseException:
-        traceback.print_exc()
+        with _as_user(user):
+            failed = not work()
     finally:
+        traceback.print_exc()  # Nobody else would.
         os._exit(failed)
 
 
 @contextlib.contextmanager
-def living_child(work: Callable[[], object], *, user: int = 0) -> Iterator[int]:
-    """Run a function in a forked child that lives on until it is killed.
+def living_child(
+    work: Callable[[], object], *, user: int = 0
+) -> Iterator[Callable[[], None]]:
+    """Run a function in a forked child that lives on until it is ended.
 
     Args:
         work: What is run first; what it returns is kept.
         user: Who runs it.
 
     Yields:
-        Its number, when the function has returned.
+        What ends it before the block does, when the function has returned.
 
     """
-    reader, writer = os.pipe()
+    done, ready = os.pipe()
+    wait, go = os.pipe()
     child = os.fork()
     if not child:
+        os.close(go)
         try:
-            _become(user)
-            kept = work()
-            os.write(writer, b"x")
-            while kept:
-                signal.pause()
-        except BaseException:
-            traceback.print_exc()
+            with _as_user(user):
+                kept = work()
+                os.write(ready, bytes([bool(kept)]))
+                os.read(wait, 1)
         finally:
+            traceback.print_exc()
+            # No clean end: the kernel alone lets go of what was held.
             os._exit(1)
-    os.close(writer)
-    assert os.read(reader, 1) == b"x"
-    os.close(reader)
-    try:
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child, 0)
+    os.close(wait)
+    os.close(ready)
+
+    def end() -> None:
+        os.close(go)
+        os.waitpid(child, 0)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(end)
+        assert os.read(done, 1) == b"\1"
+        os.close(done)
+        yield stack.close
 
 
-def end(child: int) -> None:
-    """Kill a living child, and wait until it is gone."""
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def _become(user: int) -> None:
+@contextlib.contextmanager
+def _as_user(user: int) -> Iterator[None]:
+    # With a way back, so that what was measured can be written.
     if user:
         os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
+        os.setresgid(user, user, 0)
+        os.setresuid(user, user, 0)
+    try:
+        yield
+    finally:
+        if user:
+            os.setresuid(0, 0, 0)

@@ -1,6 +1,7 @@
 """The file store and its workers: what they know, and what they do when it is lost."""
 
 import asyncio
+import fcntl
 import gc
 import json
 import logging
@@ -15,10 +16,17 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance.state import EPOCH_LIMIT, MaintenanceState
-from fastapi_maintenance.stores import StoreError, _descriptors, open_store
+from fastapi_maintenance.stores import (
+    StoreError,
+    _descriptors,
+    _member,
+    _rundir,
+    open_store,
+)
 from fastapi_maintenance.stores._admission import Admission
 from fastapi_maintenance.stores._keeper import FileWorker
-from fastapi_maintenance.stores._member import FileLink
+from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
+from fastapi_maintenance.stores._registry import worker_at
 from fastapi_maintenance.stores.file import FileStore
 from tests.stores.children import NOBODY, in_child, living_child, needs_root
 from tests.stores.test_disk import inside
@@ -124,6 +132,11 @@ def test_two_stores_of_one_place_share_a_worker(tmp_path: Path) -> None:
     assert isinstance(second, FileStore)
     assert first.worker("a") is second.worker("a")
     assert first.worker("a") is not second.worker("b")
+    place = f"file:{tmp_path}?{tmp_path}/run"
+    worker = first.worker("a")
+    assert worker_at(FileWorker, place, "a", lambda: worker) is worker
+    with pytest.raises(TypeError, match="is a place of FileWorker"):
+        worker_at(PolledWorker, place, "a", lambda: PolledWorker(PolledLink(), ""))
 
 
 def test_publish_is_read_back(store: FileStore) -> None:
@@ -185,6 +198,8 @@ def test_publish_without_locks_that_prove_anything(tmp_path: Path) -> None:
     code = """
 import asyncio, sys
 from fastapi_maintenance.state import MaintenanceState
+from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
+from fastapi_maintenance.stores._registry import worker_at
 from fastapi_maintenance.stores.file import FileStore
 store = FileStore(sys.argv[1])
 worker = store.worker("default")
@@ -347,7 +362,7 @@ def test_keeper_sees_it_within_a_second(store: FileStore) -> None:
     """Nobody has to ask: a thread looks."""
     worker = store.worker("default")
     worker.enter()
-    (worker.link, write(store, '{"active": true}'))
+    write(store, '{"active": true}')
     began = time.monotonic()
     until(lambda: worker.state.active)
     assert time.monotonic() - began < 5
@@ -584,7 +599,6 @@ def test_row_that_cannot_be_made_anew(
 def test_row_without_room_is_kept(store: FileStore, worker: FileWorker) -> None:
     """When the new one fails halfway, nothing is left open."""
     publish(store, ON)
-    (store.run_dir / "default.epoch").unlink()
     target = store.run_dir / f"default.{worker.id}.slot"
     target.unlink()
     target.mkdir()
@@ -682,8 +696,6 @@ def test_worker_that_nobody_can_see_spoils_its_row(
 def test_lock_that_is_never_free(store: FileStore, worker: FileWorker) -> None:
     """A directory that another program keeps locked is not waited for, for long."""
     descriptor = os.open(store.path, os.O_RDONLY)
-    import fcntl
-
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     worker.stand_aside("a reason")
     assert worker.link._presence is None
@@ -741,3 +753,73 @@ def test_keeper_goes_on_after_a_failure(
     write(store, '{"active": true}')
     until(lambda: failures)
     worker.leave()
+
+
+def test_keeper_of_a_worker_that_has_left_does_nothing(
+    store: FileStore, worker: FileWorker
+) -> None:
+    """A look that comes late finds nobody to look after."""
+    worker.leave()
+    shutil.rmtree(store.path)
+    keep(worker)
+    assert not store.exists
+    worker.join()
+
+
+def test_keeper_ends_with_its_worker(tmp_path: Path) -> None:
+    """A thread that looks after nobody is gone at its next look."""
+    worker = FileStore(tmp_path / "state").worker("default")
+    worker.join()
+    del worker
+    gc.collect()
+    until(
+        lambda: (
+            "fastapi-maintenance keeper"
+            not in {thread.name for thread in threading.enumerate()}
+        )
+    )
+
+
+def test_worker_serves_where_it_cannot_join(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A place that is no directory takes no service down."""
+    (tmp_path / "state").write_text("another program's")
+    worker = FileStore(tmp_path / "state").worker("default")
+    worker.enter()
+    assert not is_on(worker)
+    assert "is not counted" in caplog.text
+    worker.leave()
+
+
+def test_row_on_another_file_system_is_not_made(
+    store: FileStore,
+    worker: FileWorker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A directory that came back without locks that prove anything has no rows."""
+    monkeypatch.setattr(_rundir, "HAS_LOCKS", False)
+    shutil.rmtree(store.path)
+    keep(worker)
+    assert "no flock" in caplog.text
+    monkeypatch.undo()
+    keep(worker)
+    assert len(alive(store)) == 1
+
+
+def test_systems_without_locks(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state can be set and is seen; nobody is counted, and nobody says drained."""
+    monkeypatch.setattr(_rundir, "HAS_LOCKS", False)
+    monkeypatch.setattr(_member, "HAS_LOCKS", False)
+    worker = store.worker("default")
+    worker.enter()
+    publish(store, ON)
+    assert is_on(worker)
+    assert not worker.link.counted
+    roster = asyncio.run(store.roster("default"))
+    assert (roster.rows, roster.whole) == ((), False)
+    with store.run.writing():
+        worker.leave()

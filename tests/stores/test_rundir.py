@@ -14,7 +14,7 @@ from fastapi_maintenance.stores._presence import UNCOUNTED, announce, announced
 from fastapi_maintenance.stores._process import ProcessIdentity
 from fastapi_maintenance.stores._rundir import RunDirectory
 from fastapi_maintenance.stores._slots import Slot, slot_path
-from tests.stores.children import NOBODY, end, in_child, living_child, needs_root
+from tests.stores.children import NOBODY, in_child, living_child, needs_root
 from tests.stores.test_disk import inside
 
 WORKER = f"{os.getpid()}-ab"
@@ -153,12 +153,12 @@ def test_epoch_begins_above_what_is_known(run: RunDirectory) -> None:
 
 def test_vanished_row_is_shown_dead_once(run: RunDirectory) -> None:
     """A process that has ended needs no row to be known as dead."""
-    with living_child(lambda: enlisted(run, "7-ab")) as child:
+    with living_child(lambda: enlisted(run, "7-ab")) as end:
         assert [row.liveness for row in run.roster("default").rows] == ["alive"]
         (run.run_dir / "default.7-ab.slot").unlink()
         assert run.roster("default").rows == ()
         assert run.roster("other").rows == ()
-        end(child)
+        end()
         assert [row.liveness for row in run.roster("default").rows] == ["dead"]
         assert run.roster("default").rows == ()
 

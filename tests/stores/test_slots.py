@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import resource
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from fastapi_maintenance.fence import WorkerRow
 from fastapi_maintenance.state import EPOCH_LIMIT
 from fastapi_maintenance.stores import _descriptors
-from fastapi_maintenance.stores._epoch import EpochFile
+from fastapi_maintenance.stores._epoch import DamagedEpochError, EpochFile
 from fastapi_maintenance.stores._process import ProcessIdentity
 from fastapi_maintenance.stores._slots import (
     Sight,
@@ -76,7 +78,7 @@ def test_epoch_of_another_program_is_refused(epoch: Path, content: bytes) -> Non
     """A file that is truncated, or somebody else's, is no epoch, and stays unopened."""
     epoch.write_bytes(content)
     kept = set(_descriptors._ours)
-    with pytest.raises(ValueError, match="no epoch file"):
+    with pytest.raises(DamagedEpochError, match="no epoch file"):
         EpochFile(epoch)
     assert set(_descriptors._ours) == kept
 
@@ -147,6 +149,23 @@ def test_row_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         slot(tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".slot"]
     assert set(_descriptors._ours) == kept
+
+
+def test_row_that_is_cut_short_is_not_made(tmp_path: Path) -> None:
+    """A row that others could not read would be lost for ever."""
+
+    def cut() -> bool:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                slot(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        return list(tmp_path.iterdir()) == []
+
+    assert in_child(cut)
 
 
 def test_row_knows_whether_it_stands(tmp_path: Path) -> None:
