@@ -279,6 +279,7 @@ class Worker:
     def counts(self) -> tuple[int, int, tuple[str, float] | None]:
         """Return current and old counts, and route and start of the oldest."""
         self._collect()
+        self._sort()
         with self._lock:
             self._settle()
             oldest = next(iter(self.old.values() or self.current.values()), None)

@@ -194,4 +194,5 @@ def test_whatever_is_asked_for_nothing_unmarked_runs(
     pair: tuple[Shop, Shop], path: str, method: str, scope: dict[str, object]
 ) -> None:
     """Over random requests, an unmarked endpoint is never reached under maintenance."""
-    anyio.run(functools.partial(obey, *pair, path, method, **scope))
+    off, on = pair
+    anyio.run(functools.partial(obey, off, on, path, method, **scope))
