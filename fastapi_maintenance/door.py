@@ -57,8 +57,6 @@ class Door:
         self.app = app
         self._guard = guard
         self._decision = decision
-        self._switch = decision.switch
-        self._worker = decision.switch.worker
         self._key = decision.key
 
     @property
@@ -76,7 +74,9 @@ class Door:
         if (visit is not None and visit.settled) or self._is_overridden(scope):
             await self.app(scope, receive, send)
             return
-        switch, worker = self._switch, self._worker
+        # Looked up each time: a test may have replaced it for a while.
+        switch = self._decision.switch
+        worker = switch.worker
         ready = worker.joined and switch.polled is None
         if not ready and not await self._decision.join():
             await self._closed(scope, receive, send, known=False)
@@ -99,7 +99,7 @@ class Door:
     ) -> None:
         """Pass on a WebSocket that can be told to close."""
         line = WebSocket(scope, receive, send)
-        let_go = close_in_time(self._worker, admission.number, line)
+        let_go = close_in_time(admission.worker, admission.number, line)
         try:
             await self.app(scope, line.receive, line.send)
         finally:

@@ -16,6 +16,7 @@ from fastapi_maintenance import (
     FileStore,
     MaintenanceError,
     MaintenanceGuard,
+    MaintenanceModeMiddleware,
     MaintenanceState,
     MemoryStore,
     Store,
@@ -123,6 +124,27 @@ async def test_forced_guard_can_be_switched_and_drained() -> None:
         with guard.admit():
             pass
     assert guard.state == MaintenanceState()
+
+
+def test_forced_state_holds_at_every_door() -> None:
+    """A wrapped mount and a middleware obey the forced state, beside the guard or not.
+
+    In both directions, whatever the store says.
+    """
+    guard = MaintenanceGuard("memory:")
+    app = build(guard)
+    app.mount("/old", guard.wrap(FastAPI()))
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    plain = FastAPI()
+    plain.mount("/static", build(MaintenanceGuard("memory:")))
+    plain.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    with TestClient(app) as client, TestClient(plain) as other:
+        with force(guard):
+            assert client.get("/orders").status_code == 503
+            assert client.get("/old/docs").status_code == 200
+            assert other.get("/static/orders").status_code == 503
+        assert client.get("/orders").status_code == 200
+        assert other.get("/static/orders").status_code == 200
 
 
 def test_force_refuses_what_enable_refuses() -> None:
