@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.guard import application, call, empty
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.stores._process import ProcessIdentity
 from fastapi_maintenance.stores._redis_rows import encode, field_of
 from fastapi_maintenance.stores._redis_scripts import Keys
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.orders import Order
 from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 from tests.stores.redis_server import RedisServer, serving, until

@@ -209,8 +209,7 @@ class Connector:
 
     def close(self) -> None:
         """Let go of idle connections; the next command makes new ones."""
-        if self._client is not None and self._pid == os.getpid():
-            self._client.connection_pool.disconnect(inuse_connections=False)
+        self.client.connection_pool.disconnect(inuse_connections=False)
 
     def _pool(self) -> ConnectionPool:
         if self._sentinel is not None:

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from ..state import MaintenanceState
@@ -56,7 +57,6 @@ class RedisLink:
         self.known = Known()
         self.heard = False
         self._adopted = 0
-        self._identity: ProcessIdentity | None = None
         self._field = ""
         self._said: set[str] = set()
         self._fresh()
@@ -73,7 +73,6 @@ class RedisLink:
             StoreError: If Redis cannot be reached in time, or refuses.
 
         """
-        self._identity = ProcessIdentity.own()
         worker = self.worker()
         self._field = field_of(worker.id if worker else "", self._identity)
         try:
@@ -124,6 +123,7 @@ class RedisLink:
     def forked(self) -> None:
         # No thread, no row and none of the parent's locks; what is known stays.
         self._field = ""
+        self.__dict__.pop("_identity", None)
         self._fresh()
         self.hub.forked()
 
@@ -161,7 +161,7 @@ class RedisLink:
             reply = self._sync(seen, (current, old), oldest)
             self.reported_old = old
             self.due = time.monotonic() + HEARTBEAT * random.uniform(0.9, 1.1)  # noqa: S311  # not a secret
-            dead = dead_fields(reply.rows, self._who())
+            dead = dead_fields(reply.rows, self._identity)
             if dead:
                 self.scripts.remove(self.keys, *dead)
         if reply.wrong:
@@ -179,7 +179,7 @@ class RedisLink:
     def _sync(
         self, seen: int, counts: tuple[int, int], oldest: tuple[str, float] | None
     ) -> Reply:
-        identity = self._who()
+        identity = self._identity
         if oldest is not None:
             oldest = (oldest[0], time.monotonic() - oldest[1])
         row = encode(
@@ -196,6 +196,7 @@ class RedisLink:
         while True:
             reply = self.scripts.sync(
                 self.keys,
+                kernel,
                 self._field,
                 row,
                 str(known.epoch),
@@ -203,7 +204,6 @@ class RedisLink:
                 doc,
                 secrets.token_hex(8),
                 self.keys.channel,
-                kernel,
             )
             if not reply.asks or doc:
                 break
@@ -222,10 +222,9 @@ class RedisLink:
             )
         return reply
 
-    def _who(self) -> ProcessIdentity:
-        if self._identity is None or self._identity.pid != os.getpid():
-            self._identity = ProcessIdentity.own()
-        return self._identity
+    @cached_property
+    def _identity(self) -> ProcessIdentity:
+        return ProcessIdentity.own()
 
     def _said_once(self, text: str) -> None:
         if text not in self._said:

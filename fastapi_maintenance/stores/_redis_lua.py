@@ -79,14 +79,15 @@ local function unsettled() return text(math.max(0, settled - now)) end
 SYNC: Final = (
     _COMMON
     + """
-local field, row, mine, tag, doc = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local nonce, channel, kernel = ARGV[6], ARGV[7], ARGV[8]
+local kernel, field, row = ARGV[1], ARGV[2], ARGV[3]
+local mine, tag, doc = tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local nonce, channel = ARGV[7], ARGV[8]
 renew(nonce, channel)
 local asks, changed = 0, false
 if mine > epoch and doc == '' then
   asks = 1
 elseif mine > epoch then
-  if put('HSET', state, 'epoch', ARGV[3], 'tag', tag, 'doc', doc) then
+  if put('HSET', state, 'epoch', ARGV[4], 'tag', tag, 'doc', doc) then
     epoch, known[2], changed = mine, tag, true
   end
 elseif mine > 0 and mine == epoch and known[2] ~= tag then
@@ -100,7 +101,7 @@ if math.max(epoch, mine) > floor then
 end
 put('HSET', rows, field, text(now) .. ' ' .. row)
 local found = {}
-local taken = kernel ~= '' and redis.pcall('SET', lease, '1', 'NX', 'PX', 2000)
+local taken = redis.pcall('SET', lease, '1', 'NX', 'PX', 2000)
 if type(taken) == 'table' and taken.ok then
   local cursor = '0'
   repeat

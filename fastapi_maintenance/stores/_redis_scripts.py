@@ -24,13 +24,13 @@ class Keys(NamedTuple):
     channel: str
 
     @classmethod
-    def of(cls, prefix: str, name: str, kernel: str) -> Keys:
+    def of(cls, prefix: str, name: str) -> Keys:
         """Return them; the braces keep all in one hash slot of a cluster."""
         start = f"{{{prefix}}}:{name}"
         return cls(
             f"{start}:state",
             f"{start}:workers",
-            f"{start}:lease:{kernel}",
+            f"{start}:lease",
             f"{start}:wake",
         )
 
@@ -101,9 +101,10 @@ class Scripts:
         self.prefix = prefix
         self.place = connector.place
 
-    def sync(self, keys: Keys, *arguments: str | bytes) -> Reply:
+    def sync(self, keys: Keys, kernel: str, *arguments: str | bytes) -> Reply:
         """Report a row, and read."""
-        found = self._run(SYNC, keys, *arguments)
+        keys = keys._replace(lease=f"{keys.lease}:{kernel}")
+        found = self._run(SYNC, keys, kernel, *arguments)
         return Reply(
             epoch=int(found[0]),
             tag=found[1].decode(),

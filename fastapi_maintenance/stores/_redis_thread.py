@@ -55,7 +55,8 @@ class Ear:
             return False
         self.close()
         try:
-            self._pubsub = PubSub(self.connector.client.connection_pool)
+            pool = self.connector.client.connection_pool
+            self._pubsub = PubSub(pool, ignore_subscribe_messages=True)
             self._pubsub.subscribe(*sorted(channels))
             for _ in channels:
                 self._pubsub.get_message(timeout=1.0)
@@ -87,8 +88,7 @@ class Ear:
         try:
             message = self._pubsub.get_message(timeout=seconds)
             while message is not None:
-                if message["type"] == "message":
-                    heard.add(message["channel"].decode())
+                heard.add(message["channel"].decode())
                 message = self._pubsub.get_message(timeout=0.0)
         except (redis.RedisError, OSError) as error:
             self.close()

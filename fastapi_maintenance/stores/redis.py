@@ -18,7 +18,7 @@ from ._process import ProcessIdentity
 from ._redis_client import Connector, check_prefix, redis, split_prefix
 from ._redis_known import Known, patiently, understand
 from ._redis_link import RedisLink, RedisWorker
-from ._redis_rows import Vanished, decode, kernel_of
+from ._redis_rows import Vanished, decode
 from ._redis_scripts import Keys, Scripts, Stored
 from ._redis_thread import Hub
 from ._registry import worker_at
@@ -75,7 +75,6 @@ class RedisStore:
         self._workers: dict[str, RedisWorker] = {}
         self._generations: dict[str, str] = {}
         self._seen: dict[str, Vanished] = {}
-        self._kernel = kernel_of(ProcessIdentity.own())
 
     @classmethod
     def from_url(cls, url: str) -> RedisStore:
@@ -180,7 +179,7 @@ class RedisStore:
             await anyio.to_thread.run_sync(self._vouch, name, generation)
 
     def _keys(self, name: str) -> Keys:
-        return Keys.of(self.prefix, name, self._kernel)
+        return Keys.of(self.prefix, name)
 
     def _read(self, name: str) -> MaintenanceState:
         keys = self._keys(name)

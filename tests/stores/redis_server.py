@@ -114,7 +114,7 @@ class RedisServer:
     def run(self, *words: str | int) -> object:
         """Run one command as administrator."""
         with self.client() as client:
-            answer: object = client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py's
+            answer: object = client.execute_command(*words)
             return answer
 
     def freeze(self) -> None:

@@ -22,7 +22,7 @@ from fastapi_maintenance.stores._redis_rows import encode, field_of, kernel_of
 from fastapi_maintenance.stores.redis import RedisStore
 from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
-from tests.stores.redis_server import shared_server
+from tests.stores.redis_server import PASSWORD, shared_server
 from tests.stores.redis_workers import (
     NAME,
     ON,
@@ -107,16 +107,11 @@ async def test_a_change_that_refuses_changes_nothing(store: RedisStore) -> None:
 async def test_switches_and_prefixes_are_apart(store: RedisStore) -> None:
     """Another name, prefix or database is another switch."""
     await store.publish(NAME, on)
-    address = store._connector.client.connection_pool.connection_kwargs
-    other_database = redis.Redis(**{"password": None, **_address(address), "db": 1})
+    other_database = redis.Redis(port=shared_server().port, password=PASSWORD, db=1)
     assert (await store.read("payments")).active is False
     assert (await open_store(fresh_url()).read(NAME)).active is False
     elsewhere = RedisStore(other_database, prefix=store.prefix)
     assert (await elsewhere.read(NAME)).active is False
-
-
-def _address(options: dict[str, object]) -> dict[str, object]:
-    return {key: options[key] for key in ("host", "port", "password")}
 
 
 async def test_stores_of_one_place_share_the_worker(store: RedisStore) -> None:
@@ -486,10 +481,12 @@ async def test_an_older_state_in_redis_is_replaced_by_what_workers_know(
     async with joined(worker):
         await store.publish(NAME, off)
         keys = store._keys(NAME)
-        backup = raw.hgetall(keys.state)
+        fields = ("epoch", "tag", "doc")
+        backup = raw.hmget(keys.state, *fields)
         state = await store.publish(NAME, on)
         await eventually(lambda: worker.look().active)
-        raw.hset(keys.state, mapping=backup)
+        for field, value in zip(fields, backup, strict=True):
+            raw.hset(keys.state, field, value or "")
         worker.link.report()
         assert await store.read(NAME) == state
         assert worker.look().active is True
@@ -595,7 +592,7 @@ async def test_another_programs_data_is_left_alone(
         assert "\n" not in str(caught.value)
     with pytest.raises(StoreError, match="another program's data"):
         another(store).join(5.0)
-    assert raw.type(place).decode() == kind
+    assert raw.type(place) == kind.encode()
 
 
 async def test_a_forked_child_is_a_worker_of_its_own(store: RedisStore) -> None:

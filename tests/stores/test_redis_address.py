@@ -15,6 +15,14 @@ from fastapi_maintenance.stores.redis import RedisStore
 SECRET = "hunter2"
 
 
+def from_sentinel(kind: str, database: int = 0) -> redis.Redis:
+    """Return what a Sentinel's ``master_for`` or ``slave_for`` makes."""
+    sentinel: Any = Sentinel  # redis-py has no types for it
+    made = sentinel([("127.0.0.1", 1)], socket_timeout=0.1)
+    client: redis.Redis = getattr(made, kind)("main", db=database)
+    return client
+
+
 def options(store: RedisStore) -> dict[str, Any]:
     """Return what a store gives to redis-py for a connection."""
     found: dict[str, Any] = store._connector.client.connection_pool.connection_kwargs
@@ -143,8 +151,7 @@ def test_a_client_of_a_socket_and_of_tls_lead_there() -> None:
 
 def test_a_client_of_a_sentinel_follows_the_primary() -> None:
     """What ``master_for`` makes is a way to the primary, whoever that is."""
-    sentinel = Sentinel([("127.0.0.1", 1)], socket_timeout=0.1)
-    store = RedisStore(sentinel.master_for("main", db=2), prefix="shop")
+    store = RedisStore(from_sentinel("master_for", 2), prefix="shop")
     assert store.location == "redis+sentinel://main/2?prefix=shop"
     with pytest.raises(
         StoreError, match=r"cannot reach redis\+sentinel://main/2: No m"
@@ -154,9 +161,8 @@ def test_a_client_of_a_sentinel_follows_the_primary() -> None:
 
 def test_a_client_of_replicas_is_refused() -> None:
     """Replicas cannot be set: ``slave_for`` is a mistake that is found at once."""
-    sentinel = Sentinel([("127.0.0.1", 1)])
     with pytest.raises(ValueError, match=r"sentinel.master_for\('main'\)"):
-        RedisStore(sentinel.slave_for("main"), prefix="shop")
+        RedisStore(from_sentinel("slave_for"), prefix="shop")
 
 
 async def test_a_client_of_asyncio_is_refused() -> None:

@@ -10,8 +10,9 @@ import pytest
 import redis
 
 from fastapi_maintenance import MaintenanceState, StoreError
+from fastapi_maintenance.orders import Order
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Order, Switch
+from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.waiting import Plan
 from tests.stores.redis_proxy import Proxy
 from tests.stores.redis_server import free_port, shared_server
@@ -104,8 +105,8 @@ async def test_news_that_nobody_heard_come_by_heartbeat(near: RedisStore) -> Non
         first = worker.link.hub._ear._pubsub
         raw = shared_server().client()
         state = on(await near.read(NAME)).but(epoch=7)
-        fields = {"epoch": 7, "tag": "x", "doc": state.to_json()}
-        raw.hset(near._keys(NAME).state, mapping=fields)
+        keys = near._keys(NAME)
+        raw.hset(keys.state, mapping={"epoch": 7, "tag": "x", "doc": state.to_json()})
         await eventually(lambda: worker.look() == state, 2.5)
         await eventually(lambda: worker.link.hub._ear._pubsub not in {None, first})
 
@@ -172,6 +173,7 @@ async def test_leaving_without_redis_is_logged(
     """A worker that cannot say goodbye ends all the same; its row stays."""
     worker = another(far)
     async with joined(worker):
+        await eventually(lambda: worker.link.hub._ear._channels)
         proxy.target = free_port()
         proxy.cut()
     assert said(caplog, "left without a word: cannot reach") == 1
