@@ -47,9 +47,8 @@ class Closing:
     async def wait(self) -> None:
         """Wait until the calling work is to end; for ever where it never is."""
         admission = self._mine()
-        if admission is None:
-            await anyio.sleep_forever()
-            return
+        # No admission has the number 0: what is not counted waits for ever.
+        number = 0 if admission is None else admission.number
         event = anyio.Event()
         spawn = _spawner()
 
@@ -59,7 +58,7 @@ class Closing:
         def tell() -> None:
             spawn(wake)
 
-        orders, number = self._worker.orders, admission.number
+        orders = self._worker.orders
         orders.attach(number, tell)
         try:
             await event.wait()
@@ -116,7 +115,7 @@ def _spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
 
 
 def _trio_spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
-    import trio  # Who runs on it has it.
+    import trio  # noqa: PLC0415  # who runs on it has it
 
     token = trio.lowlevel.current_trio_token()
 

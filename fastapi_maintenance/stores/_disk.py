@@ -99,7 +99,7 @@ def write_atomic(path: Path, content: bytes, mode: int) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -153,7 +153,7 @@ def give_to_owner_of(directory: Path, descriptor: int) -> None:
 def same_file(path: Path, descriptor: int) -> bool:
     """Tell whether a path still leads to an open file."""
     try:
-        found, ours = os.stat(path), os.fstat(descriptor)
+        found, ours = path.stat(), os.fstat(descriptor)
     except OSError:
         return False
     return (found.st_ino, found.st_dev) == (ours.st_ino, ours.st_dev)

@@ -77,7 +77,7 @@ class Slot:
             whole = os.pwrite(self.descriptor, content, 0) == _SLOT_SIZE
             if not whole or not try_lock(self.descriptor):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             drop(self.descriptor)
             temporary.unlink(missing_ok=True)
@@ -203,10 +203,10 @@ def highest_seen(run_dir: Path, name: str) -> int:
 
 def _entries(run_dir: Path, name: str) -> Iterator[tuple[Path, str, str]]:
     pattern = re.compile(rf"{re.escape(name)}\.({WORKER_ID})\.(slot|new)")
-    for entry in sorted(os.listdir(run_dir)):
-        match = pattern.fullmatch(entry)
+    for entry in sorted(run_dir.iterdir()):
+        match = pattern.fullmatch(entry.name)
         if match is not None:
-            yield run_dir / entry, match[1], match[2]
+            yield entry, match[1], match[2]
 
 
 def _read_row(

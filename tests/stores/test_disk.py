@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,12 @@ from tests.stores.children import NOBODY, in_child, needs_root
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Iterator[Path]:
+def elsewhere(tmp_path: Path) -> Path:
     """A folder of another user."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     os.chown(folder, 65534, 65534)
-    yield folder
+    return folder
 
 
 def is_closed(descriptor: int) -> bool:
@@ -195,7 +194,7 @@ def test_locked_waits_for_its_turn(tmp_path: Path) -> None:
 
 
 def test_locked_notices_a_replaced_file(tmp_path: Path) -> None:
-    """A lock on a file that was deleted meanwhile keeps nobody out, and is not taken."""
+    """A lock on a file that was deleted meanwhile is not taken for one."""
     lock = tmp_path / "lock"
     held = threading.Event()
     inodes: list[int] = []

@@ -569,7 +569,7 @@ def test_stale_state_is_not_written_back(store: FileStore, worker: FileWorker) -
     ],
 )
 def test_new_directory_with_a_state_of_its_own(
-    store: FileStore, worker: FileWorker, text: str, active: bool
+    store: FileStore, worker: FileWorker, text: str, *, active: bool
 ) -> None:
     """An older epoch is outdated; what has none was written by hand, and counts."""
     publish(store, ON)

@@ -1,4 +1,4 @@
-"""Rows and the epoch: what is written is what others read, or they do not believe it."""
+"""Rows and the epoch: what is written is what others read, or do not believe."""
 
 import dataclasses
 import os
