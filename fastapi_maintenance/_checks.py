@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 _TEXT_LIMIT: Final = 2_000
+_SECONDS_LIMIT: Final = 10**9
 
 
 def check_aware(moment: datetime | None, name: str) -> None:
@@ -58,13 +59,16 @@ def whole_seconds(value: float | timedelta, name: str) -> int:
 
     Raises:
         TypeError: If it is neither a number nor a ``timedelta``.
-        ValueError: If it is negative or not finite.
+        ValueError: If it is negative, not finite, or beyond all reason.
 
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be seconds or a timedelta, not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be zero or more seconds, not {value!r}")
+    # Not a number compares as false, too.
+    if not 0 <= value <= _SECONDS_LIMIT:
+        raise ValueError(
+            f"{name} must be 0 to {_SECONDS_LIMIT} seconds, not {str(value)[:20]}"
+        )
     return math.ceil(value)

@@ -151,9 +151,12 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
 
     """
     token = "!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2, no password
-    if not name or not all(c.isascii() and (c.isalnum() or c in token) for c in name):
+    named = isinstance(name, str) and name.isascii()
+    if not named or not name or not all(c.isalnum() or c in token for c in name):
         raise ValueError(f"not a header name: {name!r}")
-    if not str(secret or "").strip():
+    if secret is not None and not isinstance(secret, str):
+        raise TypeError(f"the secret for {name} must be a string")
+    if not (secret or "").strip():
         raise ValueError(
             f"the secret for {name} is empty; is the variable that holds it set?"
         )
@@ -162,7 +165,10 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
             f"the secret for {name} has spaces around it or control characters, which"
             " no header can carry"
         )
-    expected = secret.encode()
+    try:
+        expected = secret.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the secret for {name} is no valid text") from None
     key = name.lower().encode("ascii")
 
     def has_secret(connection: HTTPConnection) -> bool:

@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NoReturn, Protocol
 
 import anyio
@@ -87,7 +87,7 @@ class HandlerChain:
             listed: Sequence[ExemptHandler | Depends] = ()
         elif isinstance(handlers, Depends) or callable(handlers):
             listed = (handlers,)
-        elif isinstance(handlers, str | bytes):
+        elif isinstance(handlers, str | bytes) or not isinstance(handlers, Iterable):
             raise TypeError(f"exempt_handler must be callable, not {handlers!r}")
         else:
             listed = tuple(handlers)

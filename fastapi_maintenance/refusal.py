@@ -6,7 +6,7 @@ from fastapi import HTTPException
 from fastapi.exceptions import WebSocketException
 
 from ._fastapi import Scope
-from .state import MaintenanceState
+from .state import LONGEST_WAIT, MaintenanceState
 
 DEFAULT_DETAIL: Final = "Service temporarily unavailable due to maintenance"
 
@@ -27,6 +27,9 @@ class MaintenanceError(HTTPException):
         retry_after: Seconds for the ``Retry-After`` header (RFC 9110, 10.2.3).
         state: The state that refused.
 
+    Raises:
+        ValueError: If the header could not carry ``retry_after``.
+
     Attributes:
         state: The state that refused.
         retry_after: Whole seconds, from 1 to 86400.
@@ -40,6 +43,11 @@ class MaintenanceError(HTTPException):
         retry_after: int = 60,
         state: MaintenanceState | None = None,
     ) -> None:
+        if type(retry_after) is not int or not 1 <= retry_after <= LONGEST_WAIT:
+            raise ValueError(
+                f"retry_after must be 1 to {LONGEST_WAIT} whole seconds, not"
+                f" {retry_after!r}"
+            )
         self.state = MaintenanceState(active=True) if state is None else state
         self.retry_after = retry_after
         super().__init__(
