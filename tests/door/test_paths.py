@@ -178,12 +178,14 @@ HEADERS = st.lists(
 )
 
 
+ASCII = st.characters(max_codepoint=127)
 SCOPES = st.fixed_dictionaries(
     {
         "root_path": st.one_of(st.just(""), TEXTS),
         "headers": HEADERS,
         "client": st.sampled_from([None, ("127.0.0.1", 1), ("10.0.0.1", 80)]),
-        "query_string": st.binary(max_size=20),
+        # Servers refuse other bytes, which Starlette cannot redirect with.
+        "query_string": st.text(ASCII, max_size=20).map(str.encode),
     }
 )
 

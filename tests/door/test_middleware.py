@@ -1,0 +1,401 @@
+"""Making doors: the seed's lines, mistakes, life, and applications of odd shapes."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Match, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastapi_maintenance import (
+    FileStore,
+    MaintenanceGuard,
+    MaintenanceModeMiddleware,
+    MaintenanceState,
+    MemoryStore,
+    StoreError,
+    maintenance_exempt,
+)
+from tests.asgi import call, handshake
+from tests.door.support import DENIAL, Ran, closed, opened
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_seed_s_lines_work_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application, a handler, one line: that is all it takes."""
+    monkeypatch.chdir(tmp_path)
+    await MaintenanceGuard().enable()
+
+    def is_exempt(request: Request) -> bool:
+        return request.headers.get("x-admin-key") == "a secret of ours"
+
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, exempt_handler=is_exempt)
+
+    @app.get("/")
+    async def root() -> str:
+        return "served"
+
+    assert (await call(app)).status == 503
+    known = [(b"host", b"shop.example"), (b"x-admin-key", b"a secret of ours")]
+    assert (await call(app, headers=known)).status == 200
+
+
+async def test_the_seed_s_asynchronous_handler_works() -> None:
+    """A handler may be async, and a store may be given with it."""
+
+    async def is_exempt(request: HTTPConnection) -> bool:
+        return request.url.path == "/b"
+
+    app, ran = FastAPI(), Ran()
+    store = MemoryStore(active=True)
+    app.add_middleware(MaintenanceModeMiddleware, store=store, exempt_handler=is_exempt)
+    app.add_api_route("/a", ran.target)
+    app.add_api_route("/b", ran.target)
+    assert (await call(app, "/a")).status == 503
+    assert (await call(app, "/b")).status == 200
+
+
+def inner(scope: Scope, receive: Receive, send: Send) -> Any:  # noqa: ANN401  # never called
+    """Stand for an application."""
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"guard": "memory:"}, TypeError, "must be a MaintenanceGuard, not 'memory:'"),
+        ({"guard": opened(), "name": "x"}, TypeError, "name: give options to the"),
+        ({"nmae": "x"}, TypeError, "nmae"),
+        ({"name": "No Good"}, ValueError, "No Good"),
+    ],
+)
+def test_a_middleware_that_cannot_work_is_refused(
+    options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """Mistakes in its options are told at once, with the value and the remedy."""
+    with pytest.raises(error, match=text):
+        MaintenanceModeMiddleware(inner, **options)
+
+
+@pytest.mark.parametrize(
+    "thing", [None, "/static", StaticFiles, Mount("/a", inner), Route("/a", inner)]
+)
+def test_only_an_application_can_be_wrapped(thing: Any) -> None:  # noqa: ANN401  # not one
+    """What is no ASGI application is refused where it is wrapped."""
+    with pytest.raises(TypeError, match=r"guard\.wrap\(StaticFiles"):
+        opened().wrap(thing)
+
+
+async def test_names_below_a_wrapped_mount_are_found() -> None:
+    """``url_for`` reaches into a wrapped application as into any other."""
+    guard = opened()
+    sub = Starlette(routes=[Route("/files/{name}", Ran().plain, name="file")])
+    app = FastAPI()
+    app.mount("/sub", guard.wrap(sub), name="sub")
+    app.mount("/box", guard.wrap(Ran().box), name="box")
+    assert app.url_path_for("sub:file", name="a") == "/sub/files/a"
+    assert app.url_path_for("box", path="/a") == "/box/a"
+
+
+async def live(app: ASGIApp) -> list[Message]:
+    """Start and stop an application; return what it said."""
+    said: list[Message] = []
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    with contextlib.suppress(StoreError):
+        await app({"type": "lifespan", "state": {}}, receive, send)
+    return said
+
+
+async def test_it_joins_at_the_start_and_leaves_at_the_end(tmp_path: Path) -> None:
+    """A worker is known from before the application starts until it has ended."""
+    store = FileStore(tmp_path / "state")
+    rows: dict[str, int] = {}
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        rows["started"] = len((await store.roster("default")).rows)
+        yield
+        rows["ended"] = len((await store.roster("default")).rows)
+
+    app = FastAPI(lifespan=lifespan)
+    app.add_middleware(MaintenanceModeMiddleware, store=store)
+    said = await live(app)
+    assert [message["type"] for message in said] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+    assert rows == {"started": 1, "ended": 1}
+    assert (await store.roster("default")).rows == ()
+
+
+async def test_it_may_live_beside_the_guard_s_own_lifespan() -> None:
+    """A guard that is attached twice is one worker, until both have left."""
+    guard = opened()
+    app = FastAPI(lifespan=guard.lifespan)
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    said = await live(app)
+    assert said[-1]["type"] == "lifespan.shutdown.complete"
+    assert not guard._switch.worker.joined
+
+
+class Broken:
+    """A store of a user's own that cannot be reached."""
+
+    async def read(self, name: str) -> MaintenanceState:
+        """Fail.
+
+        Raises:
+            StoreError: Always.
+
+        """
+        raise StoreError(f"{name} is out of reach")
+
+    async def publish(self, name: str, change: object) -> MaintenanceState:
+        """Fail.
+
+        Raises:
+            StoreError: Always.
+
+        """
+        raise StoreError(f"{name} is out of reach")
+
+
+async def test_a_start_without_its_store_fails_as_servers_expect() -> None:
+    """A store that cannot be reached stops a roll-out, with the reason."""
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, store=Broken())
+    (failed,) = await live(app)
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "default is out of reach" in failed["message"]
+
+
+@pytest.mark.parametrize("way", ["door", "both"])
+async def test_nothing_is_let_in_while_the_state_is_not_known(way: str) -> None:
+    """A worker that cannot read its store refuses, but not what is exempt."""
+    guard, ran = MaintenanceGuard(Broken()), Ran()
+    app = FastAPI(dependencies=[Depends(guard)] if way == "both" else [])
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    app.add_api_route("/target", ran.target)
+    app.add_api_route("/posted", ran.posted, methods=["POST"])
+    app.add_api_route("/open", maintenance_exempt(_open))
+    app.mount("/box", ran.box)
+    assert (await call(app, "/open")).status == 200
+    assert (await call(app, "/nothing")).status == 404
+    for path in ("/target", "/box/x"):
+        answer = await call(app, path)
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "60"
+    assert (await call(app, "/posted", method="POST")).status == 503
+    assert ran == []
+
+
+async def _open() -> None: ...
+
+
+class Small:
+    """A store of a user's own."""
+
+    def __init__(self, *, active: bool) -> None:
+        self.state = MaintenanceState(active=active)
+
+    async def read(self, name: str) -> MaintenanceState:
+        """Return the state."""
+        return self.state
+
+    async def publish(self, name: str, change: Any) -> MaintenanceState:  # noqa: ANN401  # a callable
+        """Set it."""
+        self.state = change(self.state)
+        return self.state
+
+
+@pytest.mark.parametrize("active", [False, True])
+async def test_a_store_of_a_user_s_own_will_do(*, active: bool) -> None:
+    """A store that is read from time to time serves a door as well."""
+    app, ran = FastAPI(), Ran()
+    app.add_middleware(MaintenanceModeMiddleware, store=Small(active=active))
+    app.mount("/box", ran.box)
+    assert (await call(app, "/box/x")).status == (503 if active else 200)
+
+
+async def test_doors_of_one_guard_decide_once() -> None:
+    """A wrapped mount behind the middleware asks no second time."""
+    asked: list[str] = []
+
+    async def lets_in(connection: HTTPConnection) -> bool:
+        asked.append(connection.scope["path"])
+        return True
+
+    guard, ran = closed(exempt_handler=lets_in), Ran()
+    app, sub = FastAPI(), FastAPI(dependencies=[Depends(guard)])
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    app.mount("/box", guard.wrap(ran.box))
+    sub.add_api_route("/target", ran.target)
+    app.mount("/sub", guard.wrap(sub))
+    assert (await call(app, "/box/x")).status == 200
+    assert (await call(app, "/sub/target")).status == 200
+    assert asked == ["/box/x", "/sub/target"]
+
+
+async def test_doors_of_two_guards_decide_for_themselves() -> None:
+    """A closed part of an open application is closed, and counts for both."""
+    whole, part, ran = opened(), closed(name="part"), Ran()
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, guard=whole)
+    app.mount("/box", part.wrap(ran.box))
+    app.mount("/other", ran.box)
+    assert (await call(app, "/box/x")).status == 503
+    assert (await call(app, "/other/x")).status == 200
+
+
+class Hides:
+    """A middleware that does not show what it wraps."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._next = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        await self._next(scope, receive, send)
+
+
+async def test_a_middleware_that_hides_what_it_wraps_hides_no_route() -> None:
+    """The door of an application finds its routes behind any middleware."""
+    app, ran = FastAPI(), Ran()
+    app.add_middleware(Hides)
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(active=True))
+    app.add_api_route("/target", ran.target)
+    app.add_api_route("/open", maintenance_exempt(_open))
+    assert (await call(app, "/target")).status == 503
+    assert (await call(app, "/open")).status == 200
+    assert (await call(app, "/nothing")).status == 404
+
+
+async def test_what_a_mount_hides_is_a_closed_box() -> None:
+    """Around a mount, the routes of the application are not mistaken for its own."""
+    app, ran = FastAPI(), Ran()
+    app.add_api_route("/open", maintenance_exempt(_open))
+    door = MaintenanceModeMiddleware(Hides(ran.box), closed())
+    app.mount("/box", door)
+    assert (await call(app, "/box/open")).status == 503
+    assert ran == []
+
+
+async def test_a_default_application_is_closed() -> None:
+    """What a router falls back on is an application like any other."""
+    app, ran = FastAPI(), Ran()
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(active=True))
+    app.router.default = ran.box
+    assert (await call(app, "/anything")).status == 503
+    app.router.default = maintenance_exempt(_box)
+    assert (await call(app, "/anything")).status == 200
+
+
+async def _box(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("open")(scope, receive, send)
+
+
+class Odd(APIRouter):
+    """A router that chooses in a way of its own."""
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Choose."""
+        await super().app(scope, receive, send)
+
+
+async def test_a_router_that_chooses_by_itself_is_a_closed_box() -> None:
+    """Where the door cannot foresee a choice, nothing is exempt."""
+    app, ran, odd = FastAPI(), Ran(), Odd()
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(active=True))
+    odd.add_api_route("/open", maintenance_exempt(_open))
+    app.mount("/odd", odd)
+    app.include_router(odd, prefix="/included")
+    assert (await call(app, "/odd/open")).status == 503
+    assert (await call(app, "/odd/nothing")).status == 503
+    # An included router's own ``app`` is never called.
+    assert (await call(app, "/included/nothing")).status in {404, 503}
+    assert ran == []
+
+
+class Chosen(BaseRoute):
+    """A route of a user's own."""
+
+    def __init__(self, match: Match | None) -> None:
+        self.match = match
+        self.ran = 0
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Answer as it was told, or fail."""
+        if self.match is None:
+            raise ValueError(scope["path"])
+        return self.match, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve."""
+        self.ran += 1
+        await PlainTextResponse("served")(scope, receive, send)
+
+
+@pytest.mark.parametrize("match", [Match.FULL, Match.PARTIAL, None])
+async def test_a_route_of_a_user_s_own_is_closed(match: Match | None) -> None:
+    """A route without an endpoint, half a match and a failing one are not exempt."""
+    route = Chosen(match)
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(active=True))
+    app.router.routes.append(route)
+    assert (await call(app, "/anything")).status == 503
+    assert route.ran == 0
+
+
+async def test_an_application_mounted_in_itself_ends_somewhere() -> None:
+    """However deep a path leads, the door finds an end, and it is closed."""
+    app, ran = FastAPI(), Ran()
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(active=True))
+    app.add_api_route("/target", ran.target)
+    app.mount("/again", app.router)
+    assert (await call(app, "/again" * 3 + "/target")).status == 503
+    assert (await call(app, "/again" * 100 + "/target")).status == 503
+    assert ran == []
+
+
+async def test_a_starlette_application_has_a_door_too() -> None:
+    """The middleware does not need FastAPI around it."""
+    ran = Ran()
+    store = MemoryStore(active=True)
+    app = Starlette(
+        routes=[
+            Route("/plain", ran.plain),
+            Route("/docs", ran.plain, include_in_schema=False),
+            Route("/open", maintenance_exempt(_plain)),
+            Mount("/router", Router([Route("/plain", ran.plain)])),
+        ],
+        middleware=[Middleware(MaintenanceModeMiddleware, store=store)],
+    )
+    for path in ("/plain", "/docs", "/router/plain"):
+        assert (await call(app, path)).status == 503
+    assert (await call(app, "/open")).status == 200
+    assert (await call(app, "/router/nothing")).status == 404
+    refused = await handshake(app, "/nothing", extensions=DENIAL)
+    assert refused.messages[0]["type"] == "websocket.close"
+    assert ran == []
+
+
+async def _plain(_request: Request) -> PlainTextResponse:
+    return PlainTextResponse("open")
