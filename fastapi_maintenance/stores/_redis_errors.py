@@ -11,7 +11,6 @@ COMMANDS: Final = (
     "eval",
     "evalsha",
     "hdel",
-    "hget",
     "hgetall",
     "hmget",
     "hscan",
