@@ -63,7 +63,8 @@ def explain(error: Exception, place: str, prefix: str) -> StoreError:
         if mark in text or isinstance(error, known):
             key = text.rpartition(" ")[2]
             return kind(f"{place} {what.format(key=key, prefix=prefix)}")
-    if isinstance(error, redis.AuthenticationError):
+    # A long request before the password is the end of a connection.
+    if isinstance(error, redis.AuthenticationError) or "unauthenticated" in text:
         what = (
             "refuses this user or password; mend it in the store's URL:"
             " redis://USER:PASSWORD@HOST, special characters as %XX"

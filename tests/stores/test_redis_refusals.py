@@ -241,6 +241,7 @@ def test_a_cluster_node_without_these_keys_is_named() -> None:
         (redis.ResponseError("MISCONF Redis cannot"), "cannot save to its disk", True),
         (redis.ResponseError("BUSY Redis is busy"), "busy with a script", True),
         (redis.ResponseError("unknown command `EVAL`"), "has no scripts", False),
+        (redis.ResponseError("unauthenticated bulk"), "user or password", False),
         (redis.ResponseError("DB index is out of range"), "refuses: DB index", False),
         (redis.ResponseError(""), "refuses: ResponseError", False),
         (redis.TimeoutError(""), "cannot reach redis://h: TimeoutError", True),
