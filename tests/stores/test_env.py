@@ -1,0 +1,53 @@
+"""The store that is set when a service starts."""
+
+import pytest
+
+from fastapi_maintenance import EnvStore, MaintenanceGuard, StoreError, open_store
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("word", "active"),
+    [("1", True), (" TRUE ", True), ("Yes", True), ("on", True)]
+    + [("0", False), ("false", False), ("NO", False), ("off", False)],
+)
+async def test_known_words_set_it(
+    monkeypatch: pytest.MonkeyPatch, word: str, active: bool
+) -> None:
+    """A known word, in any case and with spaces around it, sets the switch."""
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_MODE", word)
+    assert (await EnvStore().read("default")).active is active
+
+
+@pytest.mark.parametrize("word", ["", "fales", "2", "maintenance", "\uff11"])
+def test_unknown_words_stop_the_start(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """A word that is misspelt is an error at once, with the words that are known."""
+    monkeypatch.setenv("SHOP_MODE", word)
+    with pytest.raises(ValueError, match="SHOP_MODE is .*set it to one of 1, true"):
+        open_store("env:SHOP_MODE")
+
+
+def test_unset_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set means off."""
+    monkeypatch.delenv("FASTAPI_MAINTENANCE_MODE", raising=False)
+    assert not EnvStore().peek("default").active
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0B"])
+def test_names_that_no_variable_has_are_refused(name: str) -> None:
+    """A name that the environment cannot hold is refused."""
+    with pytest.raises(ValueError, match="not a name of an environment variable"):
+        EnvStore(name)
+
+
+async def test_it_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting it at run time is refused, naming the variable and other stores."""
+    monkeypatch.setenv("SHOP_MODE", "on")
+    guard = MaintenanceGuard("env:SHOP_MODE")
+    assert guard.is_active
+    with pytest.raises(StoreError, match="SHOP_MODE .*restart, or use a file:"):
+        await guard.disable()
+    assert guard.is_active
