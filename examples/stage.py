@@ -26,8 +26,10 @@ from websockets.sync.client import connect
 
 HERE = Path(__file__).parent
 Process = subprocess.Popen[bytes]
-PATIENCE = 20.0
+PATIENCE = 30.0
 """Seconds after which something that has to happen soon has not happened."""
+CLIENT_PATIENCE = 90.0
+"""Seconds for which a client waits for its answer."""
 
 
 class StageError(Exception):
@@ -92,7 +94,9 @@ class Stage:
     ) -> Answer:
         """Send one request on a connection of its own."""
         port = self.ports[turn % len(self.ports)]
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", port, timeout=CLIENT_PATIENCE
+        )
         given = {"Content-Type": "application/json", **(headers or {})}
         content = None if body is None else json.dumps(body)
         try:

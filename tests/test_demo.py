@@ -36,7 +36,7 @@ def test_demo_tells_the_whole_story() -> None:
     places = [
         done.stdout.index(words)
         for words in (
-            "A shop is served by uvicorn with two workers",
+            "A shop on uvicorn with two workers",
             "$ fastapi-maintenance on ",
             "served to the end: 1 export(s), 1 WebSocket(s), 4 payment(s)",
             "$ fastapi-maintenance run -- python examples/shop/migrate.py",
@@ -54,6 +54,7 @@ def test_demo_tells_the_story_of_two_groups() -> None:
     """Two groups of workers obey one switch in Redis."""
     done = shown("--redis")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
     assert "two groups of two workers" in done.stdout
     assert "4 workers on" in done.stdout
 
