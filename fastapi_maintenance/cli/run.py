@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -84,17 +84,14 @@ class _Run:
             self._signals.check()
         except InterruptedBySignalError as error:
             # Whoever interrupts does not ask to open.
-            then = await self._give_up(fenced, stays=True)
-            raise FailureError(128 + error.number, f"{error}; {then}") from None
+            await self._fail(fenced, 128 + error.number, str(error), stays=True)
         except StoreError as error:
-            then = await self._give_up(fenced, stays=self._stay)
-            raise FailureError(OWN_FAILURE, f"{error}; {then}") from error
+            await self._fail(fenced, OWN_FAILURE, str(error), stays=self._stay)
         try:
             child = self._start(path, command)
         except OSError as error:
-            then = await self._give_up(fenced, stays=self._stay)
-            text = f"cannot start {path}: {error.strerror}; {then}"
-            raise FailureError(OWN_FAILURE, text) from error
+            text = f"cannot start {path}: {error.strerror}"
+            await self._fail(fenced, OWN_FAILURE, text, stays=self._stay)
         code, received = await anyio.to_thread.run_sync(
             self._signals.wait_for_child, child
         )
@@ -106,11 +103,8 @@ class _Run:
                 lambda: self._switch.wait(fenced, self._plan, look=shown.look)
             )
         if not report.drained:
-            then = await self._give_up(fenced, stays=self._stay)
-            text = self._target.not_drained(
-                report, f"the command was not started; {then}"
-            )
-            raise FailureError(OWN_FAILURE, text)
+            text = self._target.not_drained(report, "the command was not started")
+            await self._fail(fenced, OWN_FAILURE, text, stays=self._stay)
         self._target.drained(report)
 
     def _start(self, path: str, command: Sequence[str]) -> int:
@@ -123,17 +117,21 @@ class _Run:
             setsigdef=python_ignores,
         )
 
-    async def _give_up(self, fenced: Fenced, *, stays: bool) -> str:
+    async def _fail(
+        self, fenced: Fenced, code: int, text: str, *, stays: bool
+    ) -> NoReturn:
         try:
             if stays:
                 await self._switch.release(self._holder, stays=True)
-                return STAYS_ON
-            return put_back(await self._switch.undo(fenced))
+                then = STAYS_ON
+            else:
+                then = put_back(await self._switch.undo(fenced))
         except StoreError as error:
-            return (
+            then = (
                 "maintenance stays on and held, `fastapi-maintenance off --force` opens"
                 f" it: {error}"
             )
+        raise FailureError(code, f"{text}; {then}")
 
     async def _settle(self, code: int, received: list[int]) -> int:
         out = self._target.out

@@ -21,7 +21,7 @@ from fastapi_maintenance.switch import Switch
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
+PATIENCE = 30.0
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
@@ -70,7 +70,10 @@ def started(
 
 def invoke(*words: str) -> Result:
     """Run the program in this process."""
-    return CliRunner().invoke(app, list(words))
+    result = CliRunner().invoke(app, list(words))
+    # CPython 3.11 stops tracing where an exception was thrown into a coroutine.
+    sys.settrace(sys.gettrace())
+    return result
 
 
 def lines(result: Result) -> list[dict[str, object]]:

@@ -12,7 +12,7 @@ import typer
 
 from fastapi_maintenance.cli import main
 from fastapi_maintenance.cli.errors import OneLineErrors
-from fastapi_maintenance.cli.signals import Signals
+from fastapi_maintenance.cli.signals import InterruptedBySignalError, Signals
 from tests.cli.support import ENVIRONMENT, PATIENCE, call, invoke
 
 
@@ -128,4 +128,8 @@ def test_signals_that_were_held_back_end_with_the_block() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.poll() == signal.SIGTERM
         assert signals.poll() is None
+        signals.check()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(InterruptedBySignalError, match="interrupted by SIGINT"):
+            signals.check()
         os.kill(os.getpid(), signal.SIGHUP)

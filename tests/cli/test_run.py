@@ -12,6 +12,7 @@ import pytest
 from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import OPERATOR
 from tests.cli.support import (
+    PATIENCE,
     Member,
     call,
     eventually,
@@ -182,7 +183,7 @@ def test_overlapping_runs_each_hold_it(folder: Path) -> None:
         assert on_now(folder)
         assert invoke("off").exit_code == 2
         (folder / "go").touch()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     assert not state(folder).active
 
 
@@ -196,7 +197,7 @@ def test_a_signal_before_the_command_starts_leaves_it_on(
         assert process.stderr is not None
         process.stderr.readline()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert f"interrupted by {number.name}; maintenance stays on" in errors
     assert on_now(folder)
@@ -211,7 +212,7 @@ def test_signals_are_handed_on_and_never_open(folder: Path) -> None:
         eventually((folder / "ready").exists)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     heard = (folder / "heard").read_text().split()
     assert sorted(heard) == ["SIGHUP", "SIGINT", "SIGTERM"]
@@ -227,7 +228,7 @@ def test_a_command_that_a_signal_ends_leaves_it_on(folder: Path) -> None:
     with started(words, folder) as process:
         eventually((folder / "ready").exists)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert "ended with SIGTERM after SIGTERM; maintenance stays on" in errors
     assert on_now(folder)
@@ -242,7 +243,7 @@ def test_what_is_ignored_from_the_start_stays_ignored(folder: Path) -> None:
         eventually((folder / "ready").exists)
         process.send_signal(signal.SIGHUP)
         (folder / "go").touch()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     assert not state(folder).active
 
 
@@ -253,7 +254,7 @@ def test_killed_in_the_middle_it_is_held_until_forced(folder: Path) -> None:
     with started(words, folder) as process:
         eventually((folder / "ready").exists)
         process.kill()
-        process.wait(20)
+        process.wait(PATIENCE)
     assert on_now(folder)
     assert invoke("off").exit_code == 2
     assert invoke("off", "--force").exit_code == 0
@@ -268,7 +269,7 @@ def test_a_hold_that_was_taken_away_is_told(folder: Path, member: Member) -> Non
         anyio.run(member.switch.enable, Order(message="other", actor="another"))
         epoch = state(folder).epoch
         (folder / "go").touch()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert "had lost its hold: another published another state" in errors
     assert state(folder).epoch == epoch
@@ -300,7 +301,7 @@ def test_a_store_that_breaks_before_the_command_is_told(
         process.stderr.readline()
         broken.unlink()
         broken.mkdir()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
         broken.rmdir()
     assert process.returncode == 125
     assert "maintenance stays on and held" in errors

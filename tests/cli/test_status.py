@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from fastapi_maintenance import MaintenanceState
 from fastapi_maintenance.cli.phases import headline, phase
 from fastapi_maintenance.orders import Order
-from tests.cli.support import Member, call, invoke, lines, program, started
+from tests.cli.support import PATIENCE, Member, call, invoke, lines, program, started
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
@@ -172,16 +173,20 @@ def test_status_of_a_variable_is_this_shell_s(
 
 
 def test_status_is_watched_until_a_signal(folder: Path, member: Member) -> None:
-    """Each change is a line of JSON; Ctrl-C ends it with 0."""
+    """JSON comes every five seconds and with each change; Ctrl-C ends it with 0."""
     words = program("status", "--watch", "--json")
     with started(words, folder) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
+        began = time.monotonic()
+        again = json.loads(process.stdout.readline())
+        assert time.monotonic() - began > 3
         anyio.run(member.switch.enable, Order(message="x"))
-        second = json.loads(process.stdout.readline())
+        changed = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-    assert (first["phase"], second["phase"]) == ("off", "in force")
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert first == again
+    assert (again["phase"], changed["phase"]) == ("off", "in force")
     assert (process.returncode, errors) == (0, "")
 
 
@@ -192,7 +197,7 @@ def test_status_is_watched_in_lines_where_nothing_can_be_redrawn(folder: Path) -
         assert process.stdout is not None
         line = process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
     assert "Maintenance is off. Workers: 1 worker on 1 machine; 0 in flight" in line
     assert process.returncode == 0
 

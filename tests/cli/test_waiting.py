@@ -10,9 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from fastapi_maintenance.cli.operate import put_back
 from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import OPERATOR
 from tests.cli.support import (
+    PATIENCE,
     Member,
     call,
     eventually,
@@ -63,7 +65,7 @@ def test_a_wait_lasts_until_the_last_request_has_ended(
         waiting = json.loads(process.stdout.readline())
         assert process.poll() is None
         slow.close()
-        out, errors = process.communicate(timeout=20)
+        out, errors = process.communicate(timeout=PATIENCE)
     assert published["event"] == "published"
     assert waiting["event"] == "waiting"
     assert waiting["outcome"] == "busy"
@@ -114,6 +116,11 @@ def test_a_rollback_puts_back_what_was_before(folder: Path, member: Member) -> N
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_rollback_leaves_what_others_published_meanwhile() -> None:
+    """Between the last look and the undoing, another operator comes first."""
+    assert put_back(None) == "another state was published meanwhile, and stands"
+
+
 def test_too_few_workers_are_not_drained(member: Member) -> None:
     """``--workers 2`` with one worker is exit code 13."""
     result = invoke(*ON_AND_WAIT, "--workers", "2")
@@ -157,7 +164,7 @@ def test_another_operator_ends_a_wait(
         assert process.stdout is not None
         process.stdout.readline()
         anyio.run(member.switch.enable, Order(message="mine", actor="another"))
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 12
     assert "another state was published by another; the other state stands" in errors
     assert state(folder).message == "mine"
@@ -169,7 +176,7 @@ def test_off_ends_a_wait(folder: Path, member: Member) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         anyio.run(member.switch.disable)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 12
     assert "switched off by somebody" in errors
 
@@ -189,7 +196,7 @@ def test_a_signal_leaves_the_state_on_and_says_so(
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert f"interrupted by {number.name}; maintenance stays on" in errors
     assert errors.count("\n") == 1
@@ -206,7 +213,7 @@ def test_a_store_that_breaks_during_a_wait_is_unreachable(
         epoch = folder / ".fastapi-maintenance" / "run" / "default.epoch"
         epoch.unlink()
         epoch.mkdir()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
         epoch.rmdir()
     assert process.returncode == 14
     assert "maintenance stays on" in errors
