@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.params import Depends as DependsType
 
 from ._document import Document
-from ._events import EventStream, Feed
+from ._events import EVENT_SCHEMA, EventStream, Feed
 from ._http import actor_of, answered, body_of
 from ._wire import BypassToken, NewState, StateView, answers, seen, takes, view
 from .decision import BYPASS_COOKIE
@@ -96,7 +96,7 @@ def _add_state(router: APIRouter, switch: Callable[[], Switch]) -> None:
 def _add_events(router: APIRouter, switch: Callable[[], Switch]) -> None:
     described = {
         "description": "`look` events while it lasts, then one `report`",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT_SCHEMA}},
     }
 
     @router.get(

@@ -15,6 +15,16 @@ Feed = MemoryObjectSendStream[Event]
 BUFFERED: Final = 16
 """Events that wait for a slow client; more are dropped, the last one never is."""
 
+EVENT_SCHEMA: Final = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["look", "report"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+"""One event, as tools read the schema of an event stream."""
+
 
 class EventStream(Response):
     """Sends events while they are made, and stops their making when nobody listens.
