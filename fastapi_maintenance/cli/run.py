@@ -95,7 +95,7 @@ class _Run:
         code, received = await anyio.to_thread.run_sync(
             self._signals.wait_for_child, child
         )
-        return await self._settle(code, received)
+        return await self._settle(fenced, code, received)
 
     async def _drain(self, fenced: Fenced) -> None:
         with Waiting(self._target.out, fenced.state.epoch, self._plan.timeout) as shown:
@@ -133,14 +133,17 @@ class _Run:
             )
         raise FailureError(code, f"{text}; {then}")
 
-    async def _settle(self, code: int, received: list[int]) -> int:
+    async def _settle(self, fenced: Fenced, code: int, received: list[int]) -> int:
         out = self._target.out
         succeeded = code == 0 and not received
         final = code if code >= 0 else 128 - code
         how = f"exit code {code}" if code >= 0 else signal_name(-code)
         try:
             present = await self._switch.source.read(self._switch.name)
-            state = await self._switch.release(self._holder, stays=not succeeded)
+            if succeeded:
+                state = await self._switch.undo(fenced)
+            else:
+                state = await self._switch.release(self._holder, stays=True)
         except StoreError as error:
             out.emit("end", command_exit=code, signals=received, active=None)
             text = (
@@ -148,7 +151,8 @@ class _Run:
                 f" `fastapi-maintenance off --force` opens it: {error}"
             )
             raise FailureError(final or OWN_FAILURE, text) from error
-        out.emit("end", command_exit=code, signals=received, active=state.active)
+        active = state is not None and state.active
+        out.emit("end", command_exit=code, signals=received, active=active)
         if self._holder not in present.holders:
             out.warn(
                 f"the command ended with {how}, but had lost its hold:"
@@ -158,7 +162,7 @@ class _Run:
             names = ", ".join(signal_name(number) for number in received)
             after = f" after {names}" if names else ""
             out.warn(f"the command ended with {how}{after}; {STAYS_ON}")
-        elif state.active:
+        elif active:
             out.say("The command succeeded; maintenance stays on: others hold it.")
         else:
             out.say("The command succeeded; maintenance is off.")

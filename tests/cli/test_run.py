@@ -162,13 +162,14 @@ def test_not_drained_stays_on_when_told_to(folder: Path, member: Member) -> None
 
 @pytest.mark.usefixtures("member")
 def test_on_before_stays_on_afterwards(folder: Path) -> None:
-    """A person's own ``on`` outlives a command that succeeded under it."""
-    invoke("on", "--message", "mine")
+    """A person's own ``on`` outlives a command that succeeded under it, as it was."""
+    invoke("on", "--message", "mine", "--read-only")
     result = invoke("run", "true")
     assert result.exit_code == 0
     assert "maintenance stays on: others hold it" in result.stderr
     assert on_now(folder)
     assert state(folder).message == "mine"
+    assert state(folder).read_only
     assert invoke("off").exit_code == 0
 
 
