@@ -96,7 +96,7 @@ def _add_state(router: APIRouter, switch: Callable[[], Switch]) -> None:
 def _add_events(router: APIRouter, switch: Callable[[], Switch]) -> None:
     described = {
         "description": "`look` events while it lasts, then one `report`",
-        "content": {"text/event-stream": {"schema": EVENT_SCHEMA}},
+        "content": {"text/event-stream": {"itemSchema": EVENT_SCHEMA}},
     }
 
     @router.get(
