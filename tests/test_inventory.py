@@ -1,0 +1,277 @@
+"""What is listed as covered, and what is warned of at start-up."""
+
+import logging
+from pathlib import Path
+
+import fastapi
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
+
+from fastapi_maintenance import (
+    MaintenanceGuard,
+    MaintenanceModeMiddleware,
+    MemoryStore,
+    maintenance_exempt,
+)
+from fastapi_maintenance.inventory import Entry, survey
+from tests.asgi import call
+
+RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
+
+
+async def endpoint() -> None:
+    """Stand for an endpoint."""
+
+
+async def socket(websocket: WebSocket) -> None:
+    """Stand for a WebSocket."""
+
+
+def plain(_request: Request) -> PlainTextResponse:
+    """Stand for an endpoint of Starlette."""
+    return PlainTextResponse()
+
+
+def auth() -> None:
+    """Stand for a dependency."""
+
+
+def limit() -> None:
+    """Stand for another."""
+
+
+def guard(name: str = "default") -> MaintenanceGuard:
+    """Return a guard."""
+    return MaintenanceGuard(MemoryStore(), name=name)
+
+
+def bare(*dependencies: object) -> FastAPI:
+    """Return an application without documentation."""
+    return FastAPI(
+        openapi_url=None,
+        dependencies=[Depends(each) for each in dependencies],  # type: ignore[arg-type]  # callables
+    )
+
+
+def coverage(app: object) -> dict[str, str]:
+    """Return what is said of each path."""
+    return {entry.path: entry.coverage for entry in survey(app)}
+
+
+def test_each_route_is_listed_with_what_covers_it() -> None:
+    """Methods, whole paths, kinds and coverage are what FastAPI makes of them."""
+    one = guard()
+    app = bare(one)
+    inner = APIRouter(prefix="/inner")
+    inner.add_api_route("/a", endpoint, methods=["PUT", "GET"])
+    inner.add_api_websocket_route("/s", socket)
+    outer = APIRouter(prefix="/outer")
+    outer.include_router(inner, prefix="/{name}")
+    app.include_router(outer, prefix="/v1")
+    app.include_router(
+        inner, prefix="/open", dependencies=[Depends(maintenance_exempt)]
+    )
+    app.add_route("/plain", plain)
+    assert survey(app) == [
+        Entry(
+            "HTTP",
+            ("GET", "PUT"),
+            "/v1/outer/{name}/inner/a",
+            "guarded",
+            "guard default",
+        ),
+        Entry("WebSocket", (), "/v1/outer/{name}/inner/s", "guarded", "guard default"),
+        Entry("HTTP", ("GET", "PUT"), "/open/inner/a", "exempt"),
+        Entry("WebSocket", (), "/open/inner/s", "exempt"),
+        Entry("HTTP", ("GET", "HEAD"), "/plain", "not covered"),
+    ]
+
+
+def test_documentation_is_listed_as_such() -> None:
+    """FastAPI's own documentation is open, the application's and those below it."""
+    app, sub = FastAPI(), FastAPI(docs_url=None)
+    sub.add_api_route("/docs", endpoint, include_in_schema=False)
+    sub.add_api_route("/redoc/more", endpoint, include_in_schema=False)
+    app.mount("/sub", sub)
+    below = APIRouter()
+    below.add_api_route("/docs", endpoint, include_in_schema=False)
+    app.mount("/router", below)
+    app.mount(
+        "/star", Starlette(routes=[Route("/docs", plain, include_in_schema=False)])
+    )
+    found = coverage(app)
+    assert {path for path, kind in found.items() if kind == "documentation"} == {
+        *("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"),
+        *("/sub/openapi.json", "/sub/redoc", "/sub/docs"),
+    }
+    assert found["/sub/redoc/more"] == "not covered"
+    assert found["/router/docs"] == "not covered"
+    assert found["/star/docs"] == "not covered"
+
+
+def test_it_says_what_runs_before_the_guard() -> None:
+    """A guard that does not come first is listed with those that do."""
+    one = guard()
+    app = bare()
+    app.add_api_route("/a", endpoint, dependencies=[Depends(auth), Depends(one)])
+    app.add_api_route(
+        "/b", endpoint, dependencies=[Depends(auth), Depends(limit), Depends(one)]
+    )
+    app.add_api_route("/c", endpoint, dependencies=[Depends(one), Depends(auth)])
+    assert [entry.note for entry in survey(app)] == [
+        "guard default; Depends(auth) runs before the guard",
+        "guard default; Depends(auth), Depends(limit) run before the guard",
+        "guard default",
+    ]
+
+
+def test_it_names_every_guard() -> None:
+    """Guards of several switches are all named, each where it stands."""
+    app = bare(guard())
+    app.add_api_route("/pay", endpoint, dependencies=[Depends(guard("payments"))])
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(), name="whole")
+    (entry,) = survey(app)
+    assert entry.note == "guard default, payments; door whole"
+
+
+def test_a_guard_below_another_dependency_is_not_relied_on() -> None:
+    """Only a direct dependency is listed, as only that can be told for sure."""
+
+    def user(_: None = Depends(guard())) -> None: ...
+
+    app = bare(user)
+    app.add_api_route("/a", endpoint)
+    assert coverage(app) == {"/a": "not covered"}
+
+
+@pytest.mark.parametrize("given", ["a guard", "a guard by place", "options", "around"])
+def test_the_middleware_covers_everything(tmp_path: Path, given: str) -> None:
+    """With the door, nothing is left uncovered, however it was made."""
+    app, one = bare(), guard()
+    app.add_middleware(CORSMiddleware)
+    app.add_route("/plain", plain)
+    app.mount("/static", StaticFiles(directory=tmp_path))
+    app.mount("/sub", Starlette(routes=[Mount("/x", routes=[Route("/y", plain)])]))
+    app.host("api.shop.example", Router([Route("/z", plain)]))
+    listed: object = app
+    if given == "a guard":
+        app.add_middleware(MaintenanceModeMiddleware, guard=one)
+    elif given == "a guard by place":
+        app.add_middleware(MaintenanceModeMiddleware, one)
+    elif given == "options":
+        app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore())
+    else:
+        listed = one.wrap(app)
+    found = survey(listed)
+    assert {entry.path for entry in found} == {
+        *("/plain", "/static", "/sub/x/y", "api.shop.example/z"),
+    }
+    assert {entry.coverage for entry in found} == {"guarded"}
+    assert {entry.note for entry in found} == {
+        "door default",
+        "door default; StaticFiles",
+    }
+
+
+def test_wrapped_and_marked_mounts_are_told_apart(tmp_path: Path) -> None:
+    """A mount is covered by ``wrap``, exempt by the marker, or not covered."""
+    files = StaticFiles(directory=tmp_path)
+    app = bare(guard())
+    app.mount("/wrapped", guard("files").wrap(files))
+    app.mount("/open", files)
+    app.mount("/marked", maintenance_exempt(StaticFiles(directory=tmp_path)))
+    sub = bare()
+    sub.add_api_route("/a", endpoint)
+    app.mount("/sub", guard().wrap(sub))
+    assert survey(app) == [
+        Entry("Mount", (), "/wrapped", "guarded", "door files; StaticFiles"),
+        Entry("Mount", (), "/open", "not covered", "StaticFiles"),
+        Entry("Mount", (), "/marked", "exempt", "StaticFiles"),
+        Entry("HTTP", ("GET",), "/sub/a", "guarded", "door default"),
+    ]
+
+
+def test_a_mounted_application_has_dependencies_of_its_own() -> None:
+    """The parent's guard does not reach below a mount, and the list does not say so."""
+    app, sub = bare(guard()), bare(guard("below"))
+    app.add_api_route("/a", endpoint)
+    sub.add_api_route("/a", endpoint)
+    app.mount("/sub", sub)
+    assert [entry.note for entry in survey(app)] == ["guard default", "guard below"]
+
+
+def test_an_application_mounted_in_itself_is_listed_to_an_end() -> None:
+    """A circle ends in a mount."""
+    app = bare()
+    app.add_api_route("/a", endpoint)
+    app.mount("/again", app)
+    found = survey(app)
+    assert found[-1].kind == "Mount"
+    assert len(found) < 100
+
+
+@pytest.mark.skipif(RELEASE < (0, 138), reason="this FastAPI has no frontends")
+def test_frontends_are_listed(tmp_path: Path) -> None:
+    """Frontends are listed where they are; before 0.139 nothing guards them."""
+    (tmp_path / "index.html").write_text("")
+    app, router = bare(guard()), APIRouter(prefix="/r")
+    app.frontend("/", directory=tmp_path)
+    router.frontend("/ui", directory=tmp_path)
+    router.frontend("/", directory=tmp_path)
+    app.include_router(router, prefix="/p")
+    kind = "guarded" if RELEASE >= (0, 139) else "not covered"
+    assert [(entry.kind, entry.path, entry.coverage) for entry in survey(app)] == [
+        ("Frontend", "/", kind),
+        ("Frontend", "/p/r/ui", kind),
+        ("Frontend", "/p/r", kind),
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_start_warns_once_of_mounts_that_nothing_covers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is mounted and open is named in one line of the log, with the remedy."""
+    one = guard()
+    app, sub = bare(one), bare()
+    sub.add_api_route("/a", endpoint)
+    sub.mount("/deep", StaticFiles(directory=tmp_path))
+    app.mount("/sub", sub)
+    app.mount("/static", StaticFiles(directory=tmp_path))
+    app.mount("/wrapped", one.wrap(StaticFiles(directory=tmp_path)))
+    app.mount("/marked", maintenance_exempt(StaticFiles(directory=tmp_path)))
+    app.add_route("/plain", plain)
+    with caplog.at_level(logging.WARNING, "fastapi_maintenance"):
+        async with one.lifespan(app), guard("other").lifespan(app):
+            pass
+        async with one.lifespan(app):
+            pass
+    (record,) = caplog.records
+    assert "at /sub, /static: dependencies never do" in record.getMessage()
+    assert "guard.wrap(...)" in record.getMessage()
+
+
+@pytest.mark.anyio
+async def test_a_start_is_quiet_where_all_is_covered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a door, without mounts, or without an application, nothing is said."""
+    one = guard()
+    covered, without = bare(), bare(one)
+    covered.add_middleware(MaintenanceModeMiddleware, guard=one)
+    covered.mount("/static", StaticFiles(directory=tmp_path))
+    without.add_route("/plain", plain)
+    with caplog.at_level(logging.WARNING, "fastapi_maintenance"):
+        for app in (covered, without, None, Middleware(CORSMiddleware)):
+            async with one.lifespan(app):
+                pass
+    assert caplog.records == []
+    assert (await call(without, "/plain")).status == 200
