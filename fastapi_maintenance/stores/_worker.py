@@ -8,79 +8,22 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
 from itertools import count
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from ..state import MaintenanceState
 from ._admission import Admission, held
 from ._closing import CloseOrders
+from ._link import Label, Link, Listener
 
 logger = logging.getLogger("fastapi_maintenance")
 
 COLLECT_INTERVAL: Final = 2.0
 """Seconds between two collections of garbage for the sake of cancelled requests."""
 
-Listener = Callable[[MaintenanceState], object]
-
 _numbers: Final = count(1)
 _everyone: weakref.WeakSet[Worker] = weakref.WeakSet()
-
-
-class Label(Protocol):
-    """What a piece of work is called that is counted before its route is known."""
-
-    def is_exempt(self) -> bool:
-        """Tell whether it has turned out to be what is never counted."""
-        ...
-
-    def __str__(self) -> str: ...
-
-
-class Link(Protocol):
-    """What an engine adds to the counting of a worker.
-
-    Every method but ``join`` and ``leave`` is called with the worker's lock held
-    and must not wait for a network.
-    """
-
-    def join(self, patience: float) -> MaintenanceState:
-        """Make a row that holds the worker's counts, *then* read the state."""
-        ...
-
-    def leave(self) -> None:
-        """Remove the row."""
-        ...
-
-    @property
-    def immediate(self) -> bool:
-        """Whether counts must be visible, and news looked for, at every admission.
-
-        Otherwise the engine calls ``refresh`` when there is news, and asks the worker
-        for its counts.
-        """
-        ...
-
-    def count(self, current: int, old: int) -> None:
-        """Make the counts visible to coordinators."""
-        ...
-
-    def news(self) -> MaintenanceState | None:
-        """Return the state if it is newer than the one adopted, else None."""
-        ...
-
-    def adopted(self, epoch: int) -> None:
-        """Make visible that an epoch was adopted; the counts were, before."""
-        ...
-
-    def forked(self) -> None:
-        """Let go of what belongs to the parent; in the child, after a fork."""
-        ...
-
-    def stand_aside(self, why: str) -> None:
-        """Be seen as a worker that cannot be counted."""
-        ...
 
 
 class Worker:
