@@ -185,6 +185,7 @@ class Service:
         instance.signal(signal.SIGKILL)
         if instance.pid == instance.process.pid:
             instance.process.wait()
+            self.instances.remove(instance)
         else:
             until(lambda: not Path(f"/proc/{instance.pid}").exists())
         self.deaths[instance.pid] = time.monotonic_ns()
@@ -211,10 +212,11 @@ class Service:
 
     def violations(self) -> list[str]:
         """Return all work that ran between *drained* and the reopening."""
+        spans = list(self.spans())
         return [
             f"{what} ran {(end - drained) / 1e6:.1f} ms after drained"
             for drained, opened in self.windows
-            for begin, end, what in self.spans()
+            for begin, end, what in spans
             if begin < opened and end > drained
         ]
 
@@ -228,9 +230,8 @@ class Service:
 
         """
         ended = threading.Event()
-        ports = [instance.port for instance in self.instances]
         thread = threading.Thread(
-            target=lambda: asyncio.run(_visit(ports, ROUTES, clients, ended))
+            target=lambda: asyncio.run(_visit(self.instances, clients, ended))
         )
         thread.start()
         try:
@@ -314,17 +315,15 @@ class Later:
 
 
 async def _visit(
-    ports: Sequence[int], routes: Sequence[str], clients: int, ended: threading.Event
+    instances: Sequence[Instance], clients: int, ended: threading.Event
 ) -> None:
     async def visitor(number: int) -> None:
         choose = random.Random(number)
         while not ended.is_set():
-            with contextlib.suppress(
-                OSError, TimeoutError, asyncio.IncompleteReadError
-            ):
-                await asyncio.wait_for(
-                    _request(choose.choice(ports), choose.choice(routes)), 3
-                )
+            # Those that were started since, too.
+            port = choose.choice(instances).port
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(_request(port, choose.choice(ROUTES)), 3)
             await asyncio.sleep(0.005)
 
     await asyncio.gather(*(visitor(number) for number in range(clients)))

@@ -18,7 +18,7 @@ def test_flips_under_load(service: Service, operator: Operator, flips: int) -> N
     with service.load(8):
         for number in range(flips):
             if number % 7 == 3:
-                service.kill(choose.choice(service.instances[-2:]))
+                service.kill(choose.choice(service.instances))
                 service.start()
             if number % 5 == 2:
                 # Stopped and continued while it is waited for.
@@ -32,4 +32,5 @@ def test_flips_under_load(service: Service, operator: Operator, flips: int) -> N
                 report = operator.drain(20)
             assert report.outcome == "drained", report
             operator.off()
+            assert service.instances[-1].get("/fast") == 200
     assert len(service.windows) == flips

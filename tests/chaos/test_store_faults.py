@@ -128,7 +128,7 @@ def test_corrupt_state_while_waiting(
     busy, other = service.start(2)
     busy.begin("/slow?seconds=1")
     until(lambda: service.running("slow"))
-    later = operator.later()
+    later = operator.later(3)
     (state / "default.json").write_text('{"active": tru')
     report = later.result()
     assert report.outcome == "unknown", report
