@@ -333,6 +333,9 @@ class AdmittedWork:
         self._admission: Admission | None = None
 
     def __enter__(self) -> None:
+        if self._admission is not None:
+            # A second count in its place would let go of the first one's work.
+            raise RuntimeError("already entered; call guard.admit() for each work")
         worker = self._decision.switch.worker
         if not worker.joined:
             worker.join()
