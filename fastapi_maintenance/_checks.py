@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 import unicodedata
 from datetime import datetime, timedelta
+from types import UnionType
 from typing import Final
 
 _TEXT_LIMIT: Final = 2_000
 _SECONDS_LIMIT: Final = 10**9
+
+
+def is_a(value: object, kind: type | UnionType) -> bool:
+    """Tell whether a value is what its annotation says, for callers without one."""
+    return isinstance(value, kind)
 
 
 def check_aware(moment: datetime | None, name: str) -> None:

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Router
 
+from ._checks import is_a
 from ._fastapi import (
     Scope,
     direct_dependencies,
@@ -151,10 +152,10 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
 
     """
     token = "!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2, no password
-    named = isinstance(name, str) and name.isascii()
+    named = is_a(name, str) and name.isascii()
     if not named or not name or not all(c.isalnum() or c in token for c in name):
         raise ValueError(f"not a header name: {name!r}")
-    if secret is not None and not isinstance(secret, str):
+    if not is_a(secret, str | None):
         raise TypeError(f"the secret for {name} must be a string")
     if not (secret or "").strip():
         raise ValueError(

@@ -16,6 +16,7 @@ from fastapi.params import Depends
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
+from ._checks import is_a
 from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -87,7 +88,7 @@ class HandlerChain:
             listed: Sequence[ExemptHandler | Depends] = ()
         elif isinstance(handlers, Depends) or callable(handlers):
             listed = (handlers,)
-        elif isinstance(handlers, str | bytes) or not isinstance(handlers, Iterable):
+        elif is_a(handlers, str | bytes) or not is_a(handlers, Iterable):
             raise TypeError(f"exempt_handler must be callable, not {handlers!r}")
         else:
             listed = tuple(handlers)
@@ -171,18 +172,19 @@ class _Direct:
         if self._async:
             answer = self._handler(connection)
         else:
-            answer = await anyio.to_thread.run_sync(
+            (answer,) = await anyio.to_thread.run_sync(
                 self._in_thread, connection, abandon_on_cancel=True, limiter=_limiter()
             )
         return await answer if inspect.isawaitable(answer) else answer
 
-    def _in_thread(self, connection: HTTPConnection) -> object:
+    def _in_thread(self, connection: HTTPConnection) -> tuple[object]:
         # An abandoned thread gives its place in the limiter back but not its stack:
         # without this, every request could leave one more hanging.
         if not self._running.acquire(blocking=False):
             raise TimeoutError(f"{THREADS} earlier calls are still running")
         try:
-            return self._handler(connection)
+            # Wrapped: Trio takes a coroutine that leaves a thread for a mistake.
+            return (self._handler(connection),)
         finally:
             self._running.release()
 

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Annotated, Any
 
 import pytest
@@ -127,9 +127,9 @@ class Answering:
     def __init__(self, answer: object) -> None:
         self.answer = answer
 
-    def __await__(self) -> Iterator[Any]:
+    def __await__(self) -> Generator[Any, Any, object]:
         yield from asyncio.sleep(0).__await__()
-        return self.answer  # type: ignore[return-value]  # the value of an await
+        return self.answer
 
 
 SPELLINGS = pytest.mark.parametrize(

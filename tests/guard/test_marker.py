@@ -388,7 +388,7 @@ class Views:
         APIRouter(),
         FastAPI(),
         Starlette(),
-        Mount("/", Ran().endpoint),
+        Mount("/", Starlette()),
     ],
     ids=lambda wrong: getattr(wrong, "__name__", repr(type(wrong))),
 )

@@ -281,7 +281,7 @@ def test_earlier_refusal_of_a_login_wins() -> None:
     assert TestClient(app).get("/target").status_code == 401
 
 
-DENIAL = {"websocket.http.response": {}}
+DENIAL: dict[str, Any] = {"websocket.http.response": {}}
 
 
 async def test_handshake_is_denied_with_a_response_where_the_server_can() -> None:

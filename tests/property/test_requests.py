@@ -158,7 +158,7 @@ def test_unmarked_endpoint_never_runs(scope: dict[str, Any], method: str) -> Non
 @given(scope=scopes, denial=st.booleans())
 def test_unmarked_websocket_never_runs(scope: dict[str, Any], denial: bool) -> None:
     """Whatever a handshake looks like, it is denied."""
-    extensions = {"websocket.http.response": {}} if denial else {}
+    extensions: dict[str, Any] = {"websocket.http.response": {}} if denial else {}
     answer = run(handshake(APPLICATION, extensions=extensions, **scope))
     kinds = {message["type"] for message in answer.messages}
     assert "websocket.accept" not in kinds
