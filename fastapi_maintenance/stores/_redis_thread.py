@@ -179,29 +179,26 @@ class Hub:
         self._workers = weakref.WeakSet()
         self._ear = Ear(self._connector, self._prefix)
 
-    def finished(self) -> bool:
-        """Tell the thread whether it may end; it is forgotten then."""
+    def members(self) -> list[RedisWorker]:
+        """Return whom to report for; when it is nobody, the thread is to end."""
         with self._lock:
-            if self._workers:
-                return False
-            self._thread = None
-            return True
+            workers = list(self._workers)
+            if not workers:
+                self._thread = None
+            return workers
 
-    def round(self, heard: set[str]) -> float:
+    def round(self, workers: list[RedisWorker], heard: set[str]) -> float:
         """Report for those who are due, and adopt what is new.
 
         Args:
+            workers: For whom.
             heard: The channels on which something was published.
 
         Returns:
             The seconds until the next round at the latest.
 
         """
-        with self._lock:
-            workers = list(self._workers)
         pause = _SLICE
-        if not workers:
-            return pause
         problem: StoreError | None = None
         try:
             channels = {worker.link.keys.channel for worker in workers}
@@ -263,15 +260,16 @@ def _run(hub_: weakref.ref[Hub], ear: Ear, stir: threading.Event) -> None:
         except StoreError as error:
             problem = error
         hub = hub_()
-        if hub is None or hub.finished():
+        workers = [] if hub is None else hub.members()
+        if hub is None or not workers:
             break
         try:
             if problem is not None:
                 hub.failed(problem)
-            pause = hub.round(heard)
+            pause = hub.round(workers, heard)
         except Exception:
             logger.exception("the thread of a maintenance worker failed; it goes on")
             pause = HEARTBEAT
-        del hub
+        del hub, workers
     ear.close()
     ear.connector.close()

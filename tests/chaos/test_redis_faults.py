@@ -443,8 +443,7 @@ def test_failover_to_a_replica(
             later.looks_again("busy")
             server.kill()
             replica.run("REPLICAOF", "NO", "ONE")
-            proxy.target = replica.port
-            proxy.cut()
+            proxy.lead(replica.port)
             report = later.result()
             assert report.outcome == "drained", report
             assert operator.drain(2).outcome == "lost"

@@ -39,6 +39,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
         self._wake, self._woken = socket.socketpair()
         self._stopped = False
+        self._leading = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -57,6 +58,12 @@ class Proxy:
         self.cut()
         for end in (self._listener, self._wake, self._woken):
             end.close()
+
+    def lead(self, port: int) -> None:
+        """Break every connection, and forward new ones to another port."""
+        with self._leading:
+            self.target = port
+            self.cut()
 
     def cut(self) -> None:
         """Close every connection."""
@@ -79,7 +86,8 @@ class Proxy:
                 continue  # Cut meanwhile.
             for end in ready:
                 if end is self._listener:
-                    self._accept()
+                    with self._leading:
+                        self._accept()
                 elif end is not self._woken and not self.frozen:
                     self._forward(end)
 

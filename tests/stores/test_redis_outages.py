@@ -61,13 +61,12 @@ async def test_a_connection_that_breaks_is_made_anew(
     """An outage and its end are logged once each, and changes arrive again."""
     worker = another(far)
     async with joined(worker):
-        proxy.target = free_port()
-        proxy.cut()
+        proxy.lead(free_port())
         await eventually(lambda: said(caplog, "keeping the last state"), 5)
         await near.publish(NAME, on)
         await eventually(lambda: worker.link.hub._backoff._pause >= 0.8, 5)
         assert worker.look().active is False
-        proxy.target = shared_server().port
+        proxy.lead(shared_server().port)
         await eventually(lambda: worker.look().active, 5)
         await eventually(lambda: said(caplog, "answers again"), 5)
         assert said(caplog, "keeping the last state") == 1
@@ -174,8 +173,7 @@ async def test_leaving_without_redis_is_logged(
     worker = another(far)
     async with joined(worker):
         await eventually(lambda: worker.link.hub._ear._channels)
-        proxy.target = free_port()
-        proxy.cut()
+        proxy.lead(free_port())
     assert said(caplog, "left without a word: cannot reach") == 1
     assert (await row_of(near, worker)).id == worker.id
 
@@ -187,15 +185,14 @@ async def test_an_acknowledgement_that_fails_does_not_fail_the_start(
     worker = another(far)
 
     def listener(_: object) -> None:
-        proxy.target = free_port()
-        proxy.cut()
+        proxy.lead(free_port())
 
     await far.publish(NAME, on)
     worker.listen(listener)
     async with joined(worker):
         assert worker.joined is True
         assert said(caplog, "joined, but: cannot reach") == 1
-        proxy.target = shared_server().port
+        proxy.lead(shared_server().port)
         state = await far.publish(NAME, off)
         await eventually(lambda: worker.look() == state, 5)
 

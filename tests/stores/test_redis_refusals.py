@@ -220,9 +220,9 @@ async def test_a_worker_on_a_demoted_server_still_learns_the_state(
         worker = another(ours)
         async with joined(worker):
             server.run("REPLICAOF", "127.0.0.1", primary.port)
-            await eventually(lambda: "cannot report" in caplog.text, 5)
+            await eventually(lambda: "cannot report" in caplog.text, 15)
             state = await theirs.publish(NAME, on)
-            await eventually(lambda: worker.look().epoch == state.epoch, 5)
+            await eventually(lambda: worker.look().epoch == state.epoch, 15)
             assert (await theirs.roster(NAME)).rows == ()
             server.run("REPLICAOF", "NO", "ONE")
 
