@@ -81,9 +81,7 @@ def in_signature(guard: MaintenanceGuard, ran: Ran) -> FastAPI:
         return await ran.endpoint()
 
     @app.websocket("/socket")
-    async def socket(
-        websocket: WebSocket, _: Annotated[None, Depends(guard)]
-    ) -> None:
+    async def socket(websocket: WebSocket, _: Annotated[None, Depends(guard)]) -> None:
         await ran.socket(websocket)
 
     return app

@@ -394,7 +394,9 @@ class Views:
 )
 def test_what_cannot_be_marked_is_refused_with_the_remedy(wrong: Any) -> None:
     """Marking what cannot carry a marker fails at once, and says what to do."""
-    with pytest.raises(TypeError, match=r"dependencies=\[Depends\(maintenance_exempt\)"):
+    with pytest.raises(
+        TypeError, match=r"dependencies=\[Depends\(maintenance_exempt\)"
+    ):
         maintenance_exempt(wrong)
 
 

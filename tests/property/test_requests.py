@@ -24,7 +24,18 @@ SECRET = "open-sesame-open-sesame"
 words = st.sampled_from(
     [
         *("", "health", "healthz", "HEALTH", "docs", "redoc", "openapi.json", "admin"),
-        *("secret", "api", "..", ".", "%2e%2e", "%2F", "a b", "\x00", "é", "\U0001f6a7"),
+        *(
+            "secret",
+            "api",
+            "..",
+            ".",
+            "%2e%2e",
+            "%2F",
+            "a b",
+            "\x00",
+            "é",
+            "\U0001f6a7",
+        ),
         *("oauth2-redirect", "?", "#", ";", "\\", "\r\n", "socket", "shop", "app.js"),
     ]
 )
@@ -99,7 +110,10 @@ def built() -> FastAPI:
     """Return an application under maintenance with every kind of route."""
     guard = MaintenanceGuard(
         MemoryStore(active=True),
-        exempt_handler=[with_header("X-Admin-Key", SECRET), from_networks("10.0.0.0/8")],
+        exempt_handler=[
+            with_header("X-Admin-Key", SECRET),
+            from_networks("10.0.0.0/8"),
+        ],
     )
 
     async def reached(path: str = "") -> None:

@@ -38,8 +38,10 @@ moments = st.datetimes(
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -49,7 +51,9 @@ def states(draw: st.DrawFn) -> MaintenanceState:
     """Draw a state that is allowed."""
     since = draw(st.none() | moments)
     length = draw(st.timedeltas(timedelta(microseconds=1), timedelta(days=300)))
-    until = draw(st.none() | st.just((since or datetime(2000, 1, 1, tzinfo=UTC)) + length))
+    until = draw(
+        st.none() | st.just((since or datetime(2000, 1, 1, tzinfo=UTC)) + length)
+    )
     extra = draw(st.dictionaries(st.text(max_size=8), values, max_size=3))
     return MaintenanceState(
         epoch=draw(st.integers(0, 2**53 - 1)),
@@ -155,8 +159,12 @@ def _fields(state: MaintenanceState) -> dict[str, Any]:
 
 
 @given(
-    first=st.none() | st.binary(max_size=200) | documents.map(json.dumps).map(str.encode),
-    then=st.none() | st.binary(max_size=200) | documents.map(json.dumps).map(str.encode),
+    first=st.none()
+    | st.binary(max_size=200)
+    | documents.map(json.dumps).map(str.encode),
+    then=st.none()
+    | st.binary(max_size=200)
+    | documents.map(json.dumps).map(str.encode),
 )
 def test_any_file_gives_a_state_or_the_last_one(
     first: bytes | None, then: bytes | None
@@ -194,7 +202,11 @@ def _write(file: Path, content: bytes | None) -> None:
 
 def _read(content: bytes | None) -> MaintenanceState | None:
     try:
-        return MaintenanceState() if content is None else MaintenanceState.from_json(content)
+        return (
+            MaintenanceState()
+            if content is None
+            else MaintenanceState.from_json(content)
+        )
     except StateFormatError:
         return None
 

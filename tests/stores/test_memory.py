@@ -68,7 +68,9 @@ async def test_failed_change_leaves_the_store_usable() -> None:
 
     with pytest.raises(KeyError):
         await store.publish("default", change)
-    assert (await store.publish("default", lambda _: MaintenanceState(active=True))).active
+    assert (
+        await store.publish("default", lambda _: MaintenanceState(active=True))
+    ).active
 
 
 async def test_row_is_this_process() -> None:

@@ -147,7 +147,9 @@ async def test_answer_that_is_no_state_is_an_error() -> None:
         async def read(self, name: str) -> MaintenanceState:
             return {"active": False}  # type: ignore[return-value]  # the mistake
 
-    with pytest.raises(StoreError, match=r"\.read\(\) returned .*'active'.*not a state"):
+    with pytest.raises(
+        StoreError, match=r"\.read\(\) returned .*'active'.*not a state"
+    ):
         await MaintenanceGuard(Wrong())._switch.join()
 
 
