@@ -35,6 +35,16 @@ def off(_: MaintenanceState) -> MaintenanceState:
     return MaintenanceState()
 
 
+def vouched_url() -> str:
+    """Return the URL of a store whose list of workers a person has called complete."""
+    url = fresh_url()
+    store = RedisStore.from_url(url)
+    keys = store._keys(NAME)
+    store._scripts.begin(keys, "the first")
+    store._vouch(NAME, store._roster(NAME).generation)
+    return url
+
+
 def another(store: RedisStore, name: str = NAME) -> RedisWorker:
     """Return a worker with a row, a thread and connections of its own."""
     connector = RedisStore(store._connector.client, prefix=store.prefix)._connector

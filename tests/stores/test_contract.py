@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import anyio
 import pytest
 
 from fastapi_maintenance import (
+    DrainError,
     FileStore,
     MaintenanceError,
     MaintenanceGuard,
@@ -25,7 +27,7 @@ Make = Callable[[], Store]
 class TableStore:
     """A store of a user's own: a table in a database, here a dictionary."""
 
-    tables: dict[str, dict[str, str]] = {}
+    tables: ClassVar[dict[str, dict[str, str]]] = {}
 
     def __init__(self, database: str) -> None:
         self.rows = self.tables.setdefault(database, {})
@@ -62,6 +64,13 @@ def own(folder: Path) -> Make:
     return lambda: TableStore(str(folder))
 
 
+def redis_by_url(_: Path) -> Make:
+    from tests.stores.redis_workers import vouched_url
+
+    url = vouched_url()
+    return lambda: open_store(url)
+
+
 # A store joins the suite here, with the marks that its tests need: a function of an
 # empty directory that returns how to open one and the same place again and again.
 PLACES = [
@@ -69,6 +78,7 @@ PLACES = [
     pytest.param(file, id="file"),
     pytest.param(file_by_url, id="file by URL"),
     pytest.param(own, id="own"),
+    pytest.param(redis_by_url, id="redis", marks=pytest.mark.redis),
 ]
 
 
@@ -155,7 +165,7 @@ async def test_blocks_of_two_workers_hold_it_together(make: Make) -> None:
     one, other = MaintenanceGuard(make()), MaintenanceGuard(make())
     if not is_fenced(one._switch.store):
         # It cannot vouch for a drain, so that no block begins.
-        with pytest.raises(Exception, match="not drained .unknown"):
+        with pytest.raises(DrainError, match="unknown"):
             async with one.maintenance():
                 raise AssertionError
         assert (await one._switch.source.read("default")).holders == ("operator",)
