@@ -70,9 +70,11 @@ def test_import_loads_no_optional_package() -> None:
             sys.executable,
             "-IWerror",
             "-c",
-            f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r});"
-            " import fastapi; before = set(sys.modules);"
-            " import fastapi_maintenance; print(*sys.modules.keys() - before)",
+            (
+                f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r});"
+                " import fastapi; before = set(sys.modules);"
+                " import fastapi_maintenance; print(*sys.modules.keys() - before)"
+            ),
         ],
         check=True,
         capture_output=True,

@@ -347,7 +347,7 @@ def test_sub_application_in_an_included_router_obeys_its_own_guard() -> None:
 def test_what_matches_no_route_is_answered_as_always(
     method: str, path: str, status: int
 ) -> None:
-    """Unknown paths, wrong methods, slash redirects and FastAPI's documentation stay."""
+    """Unknown paths, wrong methods, slash redirects and documentation stay."""
     ran = Ran()
     app = FastAPI(dependencies=[Depends(closed())])
     both(app, ran)

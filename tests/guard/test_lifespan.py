@@ -134,7 +134,7 @@ def test_state_of_a_file_can_be_asked_before_joining(tmp_path: Path) -> None:
 
 
 def test_state_of_a_small_store_is_unknown_before_joining() -> None:
-    """A store that can only be awaited can say nothing, and the error says what to do."""
+    """A store that can only be awaited says nothing yet, and the error what to do."""
     guard = MaintenanceGuard(Small())
     with pytest.raises(StoreError, match=r"guard\.lifespan"):
         _ = guard.state

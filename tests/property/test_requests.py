@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException
@@ -209,7 +209,10 @@ def mixed(guard: MaintenanceGuard) -> FastAPI:
 
     @app.get("/{deed}")
     async def endpoint(
-        deed: str, tasks: BackgroundTasks, _: None = Depends(session), number: int = 0
+        deed: str,
+        tasks: BackgroundTasks,
+        _: Annotated[None, Depends(session)],
+        number: int = 0,
     ) -> Any:
         await asyncio.sleep(0)
         if deed == "http error":

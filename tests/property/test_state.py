@@ -95,8 +95,8 @@ def test_any_document_is_a_state_or_no_state(document: bytes | str) -> None:
     """Reading a document gives a state or the one error, and nothing else."""
     try:
         state = MaintenanceState.from_json(document)
-    except StateFormatError as error:
-        assert str(error)
+    except StateFormatError:
+        pass  # The one error there is.
     else:
         assert isinstance(state, MaintenanceState)
 

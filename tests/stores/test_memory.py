@@ -1,5 +1,6 @@
 """The state in one process's memory."""
 
+import functools
 import gc
 import os
 import threading
@@ -41,12 +42,13 @@ async def test_epochs_grow_in_races() -> None:
     store = MemoryStore()
     store.worker("default").join()
 
+    def add(holder: str, state: MaintenanceState) -> MaintenanceState:
+        return state.but(holders=(*state.holders, holder))
+
     def publish(number: int) -> None:
         for turn in range(20):
             holder = f"{number}-{turn}"
-            publishing = store.publish(
-                "default", lambda state: state.but(holders=(*state.holders, holder))
-            )
+            publishing = store.publish("default", functools.partial(add, holder))
             with pytest.raises(StopIteration):
                 publishing.send(None)
 
@@ -108,7 +110,7 @@ async def test_worker_that_stood_aside_is_seen() -> None:
     assert (await guard.drain(timeout=0)).outcome == "unknown"
 
 
-async def test_forked_child_is_another_worker() -> None:
+def test_forked_child_is_another_worker() -> None:
     """A child of a fork has another id, nothing in flight, and joins by itself."""
     guard = MaintenanceGuard(MemoryStore(active=False))
     worker = guard._switch.worker
