@@ -169,7 +169,7 @@ class _Contract:
     async def _read(self, store: Store) -> MaintenanceState:
         return await store.read(self._name)
 
-    def _require(self, condition: bool, what: str) -> None:  # noqa: FBT001  # as assert
+    def _require(self, condition: bool, what: str) -> None:
         if not condition:
             raise AssertionError(f"{describe(self._one)}: {what}")
 

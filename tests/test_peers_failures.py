@@ -37,7 +37,7 @@ from tests import asgi
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-def closed(**options: Any) -> MaintenanceGuard:  # noqa: ANN401  # those of a guard
+def closed(**options: Any) -> MaintenanceGuard:  # those of a guard
     """Return a guard with maintenance on."""
     return MaintenanceGuard(MemoryStore(active=True), **options)
 

@@ -63,7 +63,7 @@ def build(guard: MaintenanceGuard) -> FastAPI:
     @orders.get("/{number}")
     async def order(
         number: Annotated[int, Path(ge=1)],
-        verbose: Annotated[bool, Query()] = False,  # noqa: FBT002  # a parameter
+        verbose: Annotated[bool, Query()] = False,
         x_trace: Annotated[str | None, Header(max_length=40)] = None,
     ) -> Order | None: ...
 

@@ -193,7 +193,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
     """Make visitors; what their browsers complain about fails the test."""
     visitors: list[Visitor] = []
 
-    def make(**options: Any) -> Visitor:  # noqa: ANN401  # those of a visitor
+    def make(**options: Any) -> Visitor:  # those of a visitor
         visitors.append(Visitor(browser, **options))
         return visitors[-1]
 
