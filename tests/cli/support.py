@@ -70,10 +70,7 @@ def started(
 
 def invoke(*words: str) -> Result:
     """Run the program in this process."""
-    result = CliRunner().invoke(app, list(words))
-    # CPython 3.11 stops tracing where an exception was thrown into a coroutine.
-    sys.settrace(sys.gettrace())
-    return result
+    return CliRunner().invoke(app, list(words))
 
 
 def lines(result: Result) -> list[dict[str, object]]:

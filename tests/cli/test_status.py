@@ -147,14 +147,14 @@ def test_workers_that_cannot_be_read_are_not_taken_for_none(
     saved = epoch.read_bytes()
     epoch.unlink()
     epoch.mkdir()
-    result = invoke("status")
-    assert result.exit_code == 14
+    result = call("status", cwd=folder)
+    assert result.returncode == 14
     assert "  workers    not known\n" in result.stdout
     assert "warning: the workers are not known: " in result.stderr
     assert "no worker has joined" not in result.stderr
-    (line,) = lines(invoke("status", "--json"))
-    assert line["workers"] is None
-    assert invoke("status", "--check").exit_code == 3
+    result = call("status", "--check", "--json", cwd=folder)
+    assert result.returncode == 3
+    assert json.loads(result.stdout)["workers"] is None
     epoch.rmdir()
     epoch.write_bytes(saved)
 
