@@ -46,10 +46,11 @@ def who_asks(door: CodeType) -> Asker | None:
 
     """
     grouped = False
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # CPython, PyPy
+    frame: FrameType | None = sys._getframe(1)  # CPython, PyPy
     while frame is not None and frame.f_code is not door:
         if frame.f_code is _HANDLING:
-            return Asker(frame.f_locals["scope"], grouped)
+            scope = frame.f_locals.get("scope")
+            return None if scope is None else Asker(scope, grouped)
         grouped = grouped or frame.f_code.co_filename == _GROUPING
         frame = frame.f_back
     return None

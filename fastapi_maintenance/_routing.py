@@ -167,7 +167,7 @@ def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
         if _is_preflight(probe) and any(map(_answers_preflights, boxes)):
             raise _AnswersItselfError
         router = router_of(box)
-        if router is None or not _is_plain(router):
+        if router is None or not _is_plain(router, "__call__", "app"):
             break
         if isinstance(box, Starlette):
             probe["app"] = box
@@ -210,7 +210,7 @@ def _select(router: Router, probe: Scope) -> _Found | None:
     effective = route
     while hasattr(route, "original_router"):
         # From 0.137 on: an included router, which has to be asked again.
-        if not _is_plain(route.original_router):
+        if not _is_plain(route.original_router, "handle", "matches"):
             raise LookupError
         _merge(probe, {"fastapi": {"included_router": route}})
         _, child, route, context = route._match(probe)  # noqa: SLF001  # see above
@@ -287,10 +287,7 @@ def _answers_preflights(box: object) -> bool:
     )
 
 
-def _is_plain(router: Router) -> bool:
-    """Tell whether a router routes as FastAPI's or Starlette's own does."""
+def _is_plain(router: Router, *names: str) -> bool:
+    """Tell whether a router does these things as FastAPI's or Starlette's own does."""
     known = APIRouter if isinstance(router, APIRouter) else Router
-    return all(
-        getattr(type(router), name, None) is getattr(known, name, None)
-        for name in ("__call__", "app", "handle", "matches")
-    )
+    return all(getattr(type(router), name) is getattr(known, name) for name in names)

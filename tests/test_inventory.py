@@ -188,6 +188,8 @@ def test_wrapped_and_marked_mounts_are_told_apart(tmp_path: Path) -> None:
     app.mount("/wrapped", guard("files").wrap(files))
     app.mount("/open", files)
     app.mount("/marked", maintenance_exempt(StaticFiles(directory=tmp_path)))
+    inside = maintenance_exempt(StaticFiles(directory=tmp_path))
+    app.mount("/both", guard().wrap(inside))
     sub = bare()
     sub.add_api_route("/a", endpoint)
     app.mount("/sub", guard().wrap(sub))
@@ -195,6 +197,7 @@ def test_wrapped_and_marked_mounts_are_told_apart(tmp_path: Path) -> None:
         Entry("Mount", (), "/wrapped", "guarded", "door files; StaticFiles"),
         Entry("Mount", (), "/open", "not covered", "StaticFiles"),
         Entry("Mount", (), "/marked", "exempt", "StaticFiles"),
+        Entry("Mount", (), "/both", "exempt", "door default; StaticFiles"),
         Entry("HTTP", ("GET",), "/sub/a", "guarded", "door default"),
     ]
 

@@ -72,7 +72,9 @@ class Shop:
     guard: MaintenanceGuard
     ran: Ran = field(default_factory=Ran)
 
-    async def get(self, path: str, method: str = "GET", **scope: Any) -> Answer:  # noqa: ANN401  # of any test
+    async def get(
+        self, path: str, method: str = "GET", **scope: Any
+    ) -> Answer:  # of any test
         """Send a request, or ask for a WebSocket with the method WS."""
         self.ran.clear()
         if method == "WS":
@@ -82,12 +84,12 @@ class Shop:
         return await call(self.app, path, method=method, **scope)
 
 
-def closed(**options: Any) -> MaintenanceGuard:  # noqa: ANN401  # of any test
+def closed(**options: Any) -> MaintenanceGuard:  # of any test
     """Return a guard with maintenance on."""
     return MaintenanceGuard(MemoryStore(active=True), **options)
 
 
-def opened(**options: Any) -> MaintenanceGuard:  # noqa: ANN401  # of any test
+def opened(**options: Any) -> MaintenanceGuard:  # of any test
     """Return a guard with maintenance off."""
     return MaintenanceGuard(MemoryStore(), **options)
 

@@ -58,13 +58,11 @@ async def test_handlers_for_what_goes_wrong_do_not_see_a_refusal(
     tmp_path: Path,
 ) -> None:
     """A handler for any exception answers errors, and a refusal is none."""
-
-    async def fails(_request: Request, _error: Exception) -> JSONResponse:
-        raise AssertionError
-
     made = shop("door", tmp_path, closed())
-    made.app.add_exception_handler(Exception, fails)
-    assert (await made.get("/box/x")).status == 503
+    made.app.add_exception_handler(Exception, as_teapot)
+    answer = await made.get("/box/x")
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "60"
 
 
 async def test_a_mounted_application_answers_for_itself() -> None:
@@ -164,7 +162,7 @@ async def test_a_door_can_be_the_outermost_thing(around: str) -> None:
     """Around everything, the door answers as FastAPI would, with its handlers."""
     guard, ran = closed(), Ran()
 
-    def put(app: ASGIApp) -> Any:  # noqa: ANN401  # a door
+    def put(app: ASGIApp) -> Any:  # a door
         if around == "guard.wrap":
             return guard.wrap(app)
         return MaintenanceModeMiddleware(app, guard)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette._utils import get_route_path
@@ -142,7 +143,19 @@ async def test_an_application_s_own_root_path_is_heeded(
     """``FastAPI(root_path=...)`` changes neither what is open nor what is closed."""
     off = shop("door", tmp_path, opened(), root_path=root)
     on = shop("door", tmp_path, closed(), root_path=root)
-    for path in ("/items", "/open", "/docs", "/sub/target", "/sub/open", "/nothing"):
+    for made in (off, on):
+        rooted = FastAPI(root_path=root)
+        rooted.add_api_route("/target", made.ran.target)
+        made.app.mount("/rooted", rooted)
+    for path in (
+        "/items",
+        "/open",
+        "/docs",
+        "/sub/target",
+        "/sub/open",
+        "/nothing",
+        "/rooted/target",
+    ):
         for whole in (path, root + path):
             for served in ("", root, "/elsewhere"):
                 await obey(off, on, whole, "GET", root_path=served)

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from fastapi_maintenance import MaintenanceGuard
 from tests.chaos.harness import ROOT, free_port, until
@@ -173,6 +171,9 @@ def test_a_large_upload_is_answered_at_once(port: int, path: str, sent: int) -> 
 @pytest.mark.parametrize("path", ["/socket", "/sub/socket"])
 def test_a_handshake_is_denied_with_the_whole_answer(port: int, path: str) -> None:
     """A WebSocket client reads the same 503, with when to return."""
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
     with (
         pytest.raises(InvalidStatus) as denied,
         connect(f"ws://127.0.0.1:{port}{path}"),
@@ -184,5 +185,7 @@ def test_a_handshake_is_denied_with_the_whole_answer(port: int, path: str) -> No
 
 def test_an_exempt_handshake_is_served(port: int) -> None:
     """The marker opens a WebSocket on every server."""
+    from websockets.sync.client import connect
+
     with connect(f"ws://127.0.0.1:{port}/open-socket") as client:
         assert client.recv(timeout=10) == "served"
