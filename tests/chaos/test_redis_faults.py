@@ -26,7 +26,7 @@ from tests.stores.redis_workers import NAME, another
 
 pytestmark = [pytest.mark.chaos, pytest.mark.redis, pytest.mark.timeout(180)]
 
-SPARES = 0.5
+SPARES = 1.2
 """Seconds that no request may take; one that waited for Redis would take 1.5."""
 
 another_machine = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
