@@ -185,8 +185,8 @@ class Fence:
         acknowledged = sum(row.seen >= self.epoch for row in live)
         if self._blind and not (self.vouched and acknowledged >= self.workers):
             return "lost", (
-                "the list of workers was lost and nobody can tell whether it is"
-                " complete; repeat with --workers N, the number that must be there"
+                "the list of workers is new or was lost, and nobody can tell whether it"
+                " is complete; repeat with --workers N, the number that must be there"
             )
         return "drained", ""
 
