@@ -250,14 +250,14 @@ class Body:
     taken: int = 0
 
     def __iter__(self) -> Iterator[dict[str, object]]:
-        """Yield the messages of the body."""
-        for number, chunk in enumerate(self.chunks, 1):
-            self.taken += len(chunk)
-            yield {
-                "type": "http.request",
-                "body": chunk,
-                "more_body": number < len(self.chunks),
-            }
+        """Return the messages of the body."""
+        return map(self._take, range(1, len(self.chunks) + 1))
+
+    def _take(self, number: int) -> dict[str, object]:
+        chunk = self.chunks[number - 1]
+        self.taken += len(chunk)
+        more = number < len(self.chunks)
+        return {"type": "http.request", "body": chunk, "more_body": more}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +335,11 @@ TABLE = [
     Row("OPTIONS", "/items", "OPTIONS", "open", PREFLIGHT),
 ]
 # Mounts in included routers answer from 0.137 on, and plain routes under all prefixes.
-if RELEASE >= (0, 137):
-    TABLE.append(Row("an included mount", "/v1/box/x", covered="door"))
-    plain = "/v1/nested/deep/plain"
-    TABLE.append(Row("an included plain route", plain, covered="door"))
+TABLE += [
+    row
+    for row in (
+        Row("an included mount", "/v1/box/x", covered="door"),
+        Row("an included plain route", "/v1/nested/deep/plain", covered="door"),
+    )
+    if RELEASE >= (0, 137)
+]

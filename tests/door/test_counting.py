@@ -103,6 +103,13 @@ async def running(app: ASGIApp, path: str, holds: Holds) -> AsyncIterator[None]:
         task.cancel()
 
 
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
 LONG = ["/late", "/stream", "/socket", "/sub/late"]
 
 
@@ -219,11 +226,7 @@ async def test_only_counted_websockets_are_told_to_close(
         answer = await task
         assert answer.messages[-1]["code"] == 1000
         return
-    closing = guard._switch.worker.orders
-    for _ in range(1000):
-        if closing._due:
-            break
-        await asyncio.sleep(0.005)
+    await eventually(lambda: bool(guard._switch.worker.orders._due))
     holds.leave.set()
     with pytest.raises(RuntimeError):
         await task
@@ -240,10 +243,7 @@ async def test_a_websocket_let_in_under_maintenance_can_be_closed_later() -> Non
         await guard.disable()
         await guard.enable()
         drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=0.0))
-        for _ in range(1000):
-            if guard._switch.worker.orders._due:
-                break
-            await asyncio.sleep(0.005)
+        await eventually(lambda: bool(guard._switch.worker.orders._due))
         holds.leave.set()
         with pytest.raises(RuntimeError):
             await task
@@ -266,11 +266,7 @@ async def test_a_cancelled_request_gives_its_count_back() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     del task
-    for _ in range(200):
-        if guard._switch.worker.counts()[0] == 0:
-            break
-        await asyncio.sleep(0.005)
-    assert guard._switch.worker.counts() == (0, 0, None)
+    await eventually(lambda: guard._switch.worker.counts() == (0, 0, None))
 
 
 async def test_a_window_that_has_not_begun_closes_no_door() -> None:

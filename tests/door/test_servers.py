@@ -174,11 +174,8 @@ def test_a_handshake_is_denied_with_the_whole_answer(port: int, path: str) -> No
     from websockets.exceptions import InvalidStatus
     from websockets.sync.client import connect
 
-    with (
-        pytest.raises(InvalidStatus) as denied,
-        connect(f"ws://127.0.0.1:{port}{path}"),
-    ):
-        pass
+    with pytest.raises(InvalidStatus) as denied:
+        connect(f"ws://127.0.0.1:{port}{path}")
     assert denied.value.response.status_code == 503
     assert denied.value.response.headers["Retry-After"] == "60"
 
