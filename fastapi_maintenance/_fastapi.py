@@ -119,8 +119,7 @@ class LazyDependency:
             )
         self.call: Callable[..., Any] = depends.dependency
 
-        def root(answer: object) -> object:
-            return answer
+        def root(answer: object) -> None: ...
 
         parameter = inspect.Parameter(
             "answer", inspect.Parameter.KEYWORD_ONLY, default=depends

@@ -306,8 +306,8 @@ class Worker:
     def _tell(self) -> None:
         if self._unsorted:
             self._sort()
-        while self._news:
-            try:
+        while True:
+            try:  # Another thread may tell it, too.
                 state = self._news.popleft()
             except IndexError:
                 return
@@ -355,5 +355,5 @@ def _after_fork() -> None:
         worker._forked()  # this module's own
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+# Absent where there is no fork.
+getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)

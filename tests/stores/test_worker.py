@@ -1,0 +1,312 @@
+"""One process as a store sees it: counting in one step, joining, leaving, telling."""
+
+import contextvars
+import threading
+
+import pytest
+
+from fastapi_maintenance import MaintenanceState, StoreError
+from fastapi_maintenance.stores._admission import Admission, held
+from fastapi_maintenance.stores._registry import worker_at
+from fastapi_maintenance.stores._worker import Worker
+
+ON = MaintenanceState(epoch=7, active=True)
+
+
+class Engine:
+    """An engine that keeps what it was told, and does what a test wants."""
+
+    immediate = True
+
+    def __init__(self) -> None:
+        self.state = MaintenanceState(epoch=1)
+        self.told: list[tuple[object, ...]] = []
+        self.error: Exception | None = None
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self._adopted = 0
+
+    def join(self, patience: float) -> MaintenanceState:
+        self.told.append(("join", patience))
+        self.begun.set()
+        self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self.state
+
+    def leave(self) -> None:
+        self.told.append(("leave",))
+
+    def count(self, current: int, old: int) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told.append(("count", current, old))
+
+    def news(self) -> MaintenanceState | None:
+        return self.state if self.state.epoch != self._adopted else None
+
+    def adopted(self, epoch: int) -> None:
+        self._adopted = epoch
+        self.told.append(("adopted", epoch))
+
+    def forked(self) -> None:
+        self.told.append(("forked",))
+
+    def stand_aside(self, why: str) -> None:
+        self.told.append(("aside", why))
+
+
+def joined() -> tuple[Worker, Engine]:
+    """Return a worker that has joined, and its engine with nothing told yet."""
+    engine = Engine()
+    worker = Worker(engine, "'default' in a test")
+    worker.join()
+    engine.told.clear()
+    return worker, engine
+
+
+def test_request_is_counted_before_the_epoch_is_read() -> None:
+    """The count is visible, then the news is adopted, and the request is new in it."""
+    worker, engine = joined()
+    with worker.admit("first"):
+        engine.state = ON
+        engine.told.clear()
+        with worker.admit("second") as second:
+            assert second.state == ON
+            assert engine.told == [("count", 2, 0), ("count", 1, 1), ("adopted", 7)]
+            assert worker.counts()[:2] == (1, 1)
+    assert worker.counts() == (0, 0, None)
+
+
+def test_request_that_cannot_be_counted_does_not_run() -> None:
+    """A failure of the engine admits nothing and leaves nothing counted."""
+    worker, engine = joined()
+    engine.error = OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):
+        worker.admit("work")
+    engine.error = None
+    assert worker.counts() == (0, 0, None)
+    assert list(held()) == []
+
+
+def test_count_is_given_back_once() -> None:
+    """Giving back twice, in any way, takes nothing from others."""
+    worker, _ = joined()
+    with worker.admit("other"):
+        admission = worker.admit("work")
+        admission.release()
+        admission.release()
+        admission.__exit__(None, None, None)
+        admission.__exit__(None, None, None)
+        worker.release(admission.number)
+        worker.release(10**9)
+        assert worker.counts()[0] == 1
+
+
+def test_work_ends_in_whichever_context_closes_it() -> None:
+    """A task that closes another one's stack gives the count back all the same."""
+    worker, _ = joined()
+    admission = contextvars.copy_context().run(worker.admit, "work")
+    assert worker.counts()[0] == 1
+    admission.__exit__(None, None, None)
+    assert worker.counts()[0] == 0
+
+
+def test_own_work_is_what_the_caller_runs_under() -> None:
+    """A caller knows its own counts, the innermost first, and only those that count."""
+    worker, _ = joined()
+    stranger, _ = joined()
+    with worker.admit("a") as outer, stranger.admit("b"), worker.admit("c") as inner:
+        assert [a.worker for a in held()] == [worker, stranger, worker]
+        assert worker.own() == 2
+        inner.release()
+        assert worker.own() == 1
+        assert worker.own() == 1
+        outer.release()
+        assert (worker.own(), stranger.own()) == (0, 1)
+
+
+def chained(length: int, end: BaseException) -> BaseException:
+    """Return an exception with so many before it."""
+    for _ in range(length):
+        error = ValueError()
+        error.__context__ = end
+        end = error
+    return end
+
+
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (ValueError(), 0),
+        (chained(3, ValueError()), 0),
+        (KeyboardInterrupt(), 1),
+        (GeneratorExit(), 1),
+        (chained(3, KeyboardInterrupt()), 1),
+        (chained(30, KeyboardInterrupt()), 0),
+    ],
+    ids=["error", "errors", "interrupt", "exit", "because of one", "long ago"],
+)
+def test_cancelled_work_counts_until_nothing_holds_it(
+    error: BaseException, counted: int
+) -> None:
+    """An interruption, or what was made of it, does not end the work's threads."""
+    worker, _ = joined()
+    admission: Admission | None = worker.admit("work")
+    assert admission is not None
+    admission.__exit__(type(error), error, None)
+    assert worker.counts()[0] == counted
+    admission = None
+    assert worker.counts()[0] == 0
+
+
+def test_end_that_comes_inside_the_lock_waits_for_the_next_look() -> None:
+    """The collector may end work while the lock is held, and must not wait for it."""
+    worker, engine = joined()
+    first, second = worker.admit("a"), worker.admit("b")
+    with worker._lock:
+        worker.release_later(first.number)
+        assert len(worker.current) == 2
+    first.number = 0
+    engine.told.clear()
+    second.release()
+    assert engine.told == [("count", 0, 0)]
+    third = worker.admit("c")
+    with worker._lock:
+        worker.release_later(third.number)
+    third.number = 0
+    worker.refresh()
+    assert worker.current == {}
+
+
+def test_join_that_fails_is_told_to_all_who_waited_for_it() -> None:
+    """Callers of one attempt get its answer; a later one is an attempt of its own."""
+    engine = Engine()
+    engine.error = StoreError("away")
+    engine.gate.clear()
+    worker = Worker(engine, "'default' in a test")
+    failed: list[str] = []
+
+    def join() -> None:
+        try:
+            worker.join(0.5)
+        except StoreError as error:
+            failed.append(str(error))
+
+    threads = [threading.Thread(target=join) for _ in range(4)]
+    threads[0].start()
+    assert engine.begun.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    engine.gate.set()
+    for thread in threads:
+        thread.join(30)
+    assert failed == ["away"] * 4
+    assert ("join", 0.5) in engine.told
+    engine.error = None
+    worker.join()
+    assert worker.joined
+    worker.join()
+    assert [told for told in engine.told if told[0] == "adopted"] == [("adopted", 1)]
+
+
+def test_last_user_leaves_and_work_keeps_the_row() -> None:
+    """A worker leaves with its last user, unless something is in flight."""
+    worker, engine = joined()
+    worker.enter()
+    worker.enter()
+    worker.leave()
+    assert worker.joined
+    with worker.admit("work"):
+        worker.leave()
+        assert worker.joined
+    worker.leave()
+    assert not worker.joined
+    worker.leave()
+    assert engine.told.count(("leave",)) == 1
+
+
+def test_request_that_meets_a_worker_that_left_joins_it_again() -> None:
+    """Nothing is admitted by a worker that has left between two steps."""
+    worker, engine = joined()
+    worker.enter()
+    worker.leave()
+    engine.state = ON
+    admission = worker.admit("work")
+    assert admission.state == ON
+    assert ("join", 2.0) in engine.told
+    assert worker.counts()[:2] == (1, 0)
+    admission.release()
+
+
+def test_each_change_is_told_once_in_order() -> None:
+    """Listeners hear of each change that was adopted, in the order of the epochs."""
+    worker, engine = joined()
+    told: list[int] = []
+    worker.listen(lambda state: told.append(state.epoch))
+    for epoch, message in ((7, "a"), (8, "a"), (9, "b")):
+        engine.state = MaintenanceState(epoch=epoch, active=True, message=message)
+        worker.refresh()
+        worker.refresh()
+    assert told == [7, 9]
+
+
+def test_worker_that_stands_aside_says_so_once() -> None:
+    """Engines are told once that a worker cannot be counted."""
+    worker, engine = joined()
+    worker.stand_aside("no stack")
+    worker.stand_aside("no stack")
+    assert engine.told == [("aside", "no stack")]
+
+
+class Lazy:
+    """A label that knows later whether its route is exempt."""
+
+    def __init__(self, *, exempt: bool) -> None:
+        self.exempt = exempt
+
+    def __str__(self) -> str:
+        return "GET /late"
+
+    def is_exempt(self) -> bool:
+        return self.exempt
+
+
+def test_what_proves_to_be_exempt_is_let_go_when_somebody_looks() -> None:
+    """Work that was counted before anybody knew is sorted out by the first look."""
+    worker, engine = joined()
+    with worker.admit(Lazy(exempt=True)), worker.admit(Lazy(exempt=False)):
+        assert len(worker.current) == 2
+        count, _, oldest = worker.counts()
+        assert count == 1
+        assert oldest is not None
+        assert oldest[0] == "GET /late"
+    engine.state = ON
+    with worker.admit(Lazy(exempt=True)):
+        worker.refresh()
+        assert worker.counts()[:2] == (0, 0)
+
+
+def test_one_place_is_one_worker() -> None:
+    """Stores of one place and name share a worker, while any of them uses it."""
+    engine = Engine()
+
+    def make() -> Worker:
+        return Worker(engine, "a test")
+
+    worker = worker_at(Worker, "test:place", "default", make)
+    assert worker_at(Worker, "test:place", "default", make) is worker
+    other = worker_at(Worker, "test:place", "other", make)
+    assert other is not worker
+
+    class OfAnotherEngine(Worker):
+        pass
+
+    with pytest.raises(TypeError, match="test:place is a place of Worker"):
+        worker_at(
+            OfAnotherEngine,
+            "test:place",
+            "default",
+            lambda: OfAnotherEngine(engine, "a test"),
+        )
