@@ -135,7 +135,7 @@ def holds_up(row: WorkerRow, epoch: int) -> bool:
     return row.in_flight > 0 or not row.counts_first
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Fence:
     """One coordinator's judgement of the rosters it sees, for one epoch.
 

@@ -17,7 +17,6 @@ from .decision import Decision
 from .door import Door
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
-from .inventory import warn_of_mounts
 from .orders import Order
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState
@@ -183,6 +182,8 @@ class MaintenanceGuard:
                 roll-out stops instead of replacing good workers by refusing ones.
 
         """
+        from .inventory import warn_of_mounts  # noqa: PLC0415  # needed once, here
+
         warn_of_mounts(app)
         async with self._switch.attached():
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import secrets
@@ -23,7 +22,7 @@ class HeldError(StoreError):
     """Others hold maintenance on; opening would open it under them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Order:
     """What an operator asks for with ``enable`` or ``on``; validated when made.
 
@@ -191,6 +190,8 @@ def new_holder(actor: str | None = None) -> str:
 def default_actor() -> str:
     """Return who runs this process, as ``user@host/pid``."""
     try:
+        import getpass  # noqa: PLC0415  # brings terminals along, for operators only
+
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())

@@ -23,7 +23,7 @@ class FenceRefusedError(ValueError):
     """There is nothing to fence, or it could open by the clock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Plan:
     """How long, and for whom, a drain waits.
 
@@ -82,7 +82,7 @@ class Plan:
         return state.but(begun=True, extra=extra)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Fenced:
     """What was published to be waited for, and what stood before it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import sys
 from typing import Final
@@ -34,4 +33,6 @@ def pass_barrier(machine: str | None = None) -> bool:
     number = _NUMBERS.get(platform.machine() if machine is None else machine)
     if number is None or not sys.platform.startswith("linux"):
         return False
+    import ctypes  # noqa: PLC0415  # costs every start, and only publishers need it
+
     return int(ctypes.CDLL(None).syscall(number, _GLOBAL, 0, 0)) == 0

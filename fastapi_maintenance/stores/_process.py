@@ -15,7 +15,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProcessIdentity:
     """Enough to tell a process from every other one, anywhere.
 

@@ -132,7 +132,7 @@ def slot_path(run_dir: Path, name: str, worker: str) -> Path:
     return run_dir / f"{name}.{worker}.slot"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Sight:
     """From where rows are looked at.
 
