@@ -170,7 +170,7 @@ async def test_a_request_without_a_body_is_left_to_the_dependency() -> None:
     """Beside the dependency, what runs before the guard still does: 401 wins."""
     from fastapi import HTTPException
 
-    def auth() -> None:
+    async def auth() -> None:
         raise HTTPException(401)
 
     guard = closed()
