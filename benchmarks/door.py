@@ -89,7 +89,9 @@ def main() -> None:
     for routes in ROUTES:
         refusing = best[f"{routes:,} routes, door on"]
         serving = best[f"{routes:,} routes, door off"]
-        print(f"of {routes:,} routes: refusing costs {refusing / serving:.2f} of serving")
+        print(
+            f"of {routes:,} routes: refusing costs {refusing / serving:.2f} of serving"
+        )
 
 
 if __name__ == "__main__":

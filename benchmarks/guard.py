@@ -2,8 +2,8 @@
 
 Run ``python benchmarks/guard.py``. Applications are called in process, as ASGI, so that
 no server and no socket is measured. Each round times every application once, in turn,
-and each keeps its best round: noise only ever adds. Processor time is measured, so that other
-programs on the machine count little.
+and each keeps its best round: noise only ever adds. Processor time is measured, so that
+other programs on the machine count little.
 """
 
 import argparse
@@ -104,7 +104,7 @@ async def measure(rounds: int, requests: int) -> dict[str, float]:
 
 async def let_in(connection: HTTPConnection) -> bool:
     """Exempt everyone."""
-    return True
+    return bool(connection)
 
 
 def main() -> None:
@@ -123,7 +123,9 @@ def main() -> None:
         ratio = f"{added / unit:.2f}" if name != "no dependency" else ""
         print(f"{name:30}{spent:12.1f}{added:9.1f}{ratio:>20}")
     refusing = best["guard on, refusing"] / off
-    print(f"\nrefusing costs {refusing:.2f} of serving the same route with the guard off")
+    print(
+        f"\nrefusing costs {refusing:.2f} of serving the same route with the guard off"
+    )
 
 
 if __name__ == "__main__":

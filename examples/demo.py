@@ -103,7 +103,7 @@ class Screen:
         seconds = time.monotonic() - self._began
         self.say(f"\n{seconds:4.1f} s  {text}", "bold")
 
-    def check(self, happened: bool, text: str) -> None:  # noqa: FBT001  # reads as a sentence
+    def check(self, happened: bool, text: str) -> None:  # reads as a sentence
         """Print what had to happen, and whether it did."""
         self.failed += not happened
         if happened:

@@ -46,7 +46,7 @@ def who_asks(door: CodeType) -> Asker | None:
 
     """
     grouped = False
-    frame: FrameType | None = sys._getframe(1)  # CPython, PyPy
+    frame: FrameType | None = sys._getframe(1)  # CPython, PyPy  # noqa: SLF001  # the documented way to a frame
     while frame is not None and frame.f_code is not door:
         if frame.f_code is _HANDLING:
             scope = frame.f_locals.get("scope")

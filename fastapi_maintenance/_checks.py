@@ -56,7 +56,8 @@ def check_text(text: str | None, name: str) -> None:
     for character in text:
         if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
             raise ValueError(
-                f"{name} must be one line of valid text without {character!r}: {text[:80]!r}"
+                f"{name} must be one line of valid text without {character!r}:"
+                f" {text[:80]!r}"
             )
 
 

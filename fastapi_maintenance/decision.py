@@ -194,7 +194,7 @@ class Decision:
             await self.switch.join()
         except StoreError as error:
             if not self._unreachable:
-                logger.error("refusing until the state is known: %s", error)
+                logger.error("refusing until the state is known: %s", error)  # noqa: TRY400  # its text says all, and once
             self._unreachable = True
             return False
         self._unreachable = False

@@ -75,7 +75,8 @@ class MaintenanceExempt:
         except (AttributeError, TypeError):
             raise TypeError(
                 f"@maintenance_exempt cannot mark {endpoint!r}; mark the function"
-                " itself, or use dependencies=[Depends(maintenance_exempt)] on its route"
+                " itself, or put dependencies=[Depends(maintenance_exempt)] on its"
+                " route"
             ) from None
         return endpoint
 
@@ -151,7 +152,7 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
             sent: an unset secret would exempt everyone who sends nothing.
 
     """
-    token = "!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2, no password
+    token = "!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2, no password  # noqa: S105  # characters of RFC 9110, no password
     named = is_a(name, str) and name.isascii()
     if not named or not name or not all(c.isalnum() or c in token for c in name):
         raise ValueError(f"not a header name: {name!r}")
@@ -215,7 +216,7 @@ def from_networks(*networks: str) -> Callable[[HTTPConnection], bool]:
 
 def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     if not isinstance(text, str):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004  # one error for every bad network
             f"not a network: {text!r}; write it as a string"
         )  # one error for all
     try:

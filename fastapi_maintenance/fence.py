@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 Outcome = Literal["drained", "busy", "lost", "superseded", "too_few", "unknown"]
 Liveness = Literal["alive", "lost", "dead"]
+
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,5 +233,5 @@ def _names(what: str, rows: Collection[WorkerRow]) -> str:
     if not rows:
         return ""
     names = [f"{row.host}/{row.pid} ({row.in_flight} in flight)" for row in rows]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{what} {', '.join(names[:5])}{more}"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{what} {', '.join(names[:_NAMED])}{more}"

@@ -78,7 +78,7 @@ class MaintenanceState:
     version: int = VERSION
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901  # a list of checks
         # The value is shared between threads; what it was made from may change.
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
         for name in ("active", "begun", "auto_off", "read_only"):

@@ -102,7 +102,7 @@ class Switch:
                 group.start_soon(self._poll, self.polled)
                 try:
                     yield
-                except Exception as error:  # a task group would wrap it
+                except Exception as error:  # noqa: BLE001  # a group would wrap it
                     failure = error
                 group.cancel_scope.cancel()
             if failure is not None:

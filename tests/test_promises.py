@@ -8,7 +8,9 @@ import pytest
 FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+@pytest.mark.parametrize(
+    "file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
 def test_each_test_states_its_promise(file: Path) -> None:
     """A test without a docstring, or with one that is no sentence, is not kept."""
     silent = [

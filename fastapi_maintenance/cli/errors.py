@@ -26,8 +26,8 @@ class OneLineErrors(TyperGroup):
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
         complete_var: str | None = None,
-        standalone_mode: bool = True,  # noqa: FBT001, FBT002  # Typer's own
-        windows_expand_args: bool = True,  # noqa: FBT001, FBT002  # Typer's own
+        standalone_mode: bool = True,  # Typer's own
+        windows_expand_args: bool = True,  # Typer's own
         **extra: object,
     ) -> object:
         """Run a command and end the process."""

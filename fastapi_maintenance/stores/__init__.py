@@ -167,17 +167,17 @@ def open_store(url: str | None = None) -> Store:
         raise TypeError(f"a store URL must be a string, not {url!r}")
     scheme, colon, rest = url.partition(":")
     if colon and scheme == "memory" and not rest:
-        from .memory import MemoryStore
+        from .memory import MemoryStore  # noqa: PLC0415  # each store is loaded when it is used
 
         return MemoryStore()
     if colon and scheme == "env":
-        from .env import EnvStore
+        from .env import EnvStore  # noqa: PLC0415  # each store is loaded when it is used
 
         return EnvStore(rest) if rest else EnvStore()
     if colon and scheme == "file":
         return _open_file(url, rest)
     if colon and scheme in {"redis", "rediss", "unix"}:
-        from .redis import RedisStore
+        from .redis import RedisStore  # noqa: PLC0415  # each store is loaded when it is used
 
         return RedisStore.from_url(url)
     raise ValueError(
@@ -187,7 +187,7 @@ def open_store(url: str | None = None) -> Store:
 
 
 def _open_file(url: str, rest: str) -> Store:
-    from .file import FileStore
+    from .file import FileStore  # noqa: PLC0415  # each store is loaded when it is used
 
     parts = urlsplit(rest)
     options = parse_qs(parts.query, keep_blank_values=True)

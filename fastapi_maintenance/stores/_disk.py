@@ -225,7 +225,7 @@ def foreign_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo"))
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         columns = left.split(" ")
-        if len(columns) < 5 or not right:
+        if len(columns) < 5 or not right:  # noqa: PLR2004  # proc(5)
             continue
         point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), columns[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")

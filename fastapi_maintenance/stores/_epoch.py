@@ -85,7 +85,7 @@ class EpochFile:
         os.pwrite(self.descriptor, word(epoch), 0)
         pass_barrier()
 
-    def set_whole(self, whole: bool) -> None:  # noqa: FBT001  # a setter
+    def set_whole(self, whole: bool) -> None:  # a setter
         """Store whether the roster is known to be complete."""
         os.pwrite(self.descriptor, word(int(whole)), 32)
         self.whole = whole

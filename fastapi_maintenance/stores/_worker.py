@@ -352,7 +352,7 @@ def _renew(worker: Worker) -> None:
 
 def _after_fork() -> None:
     for worker in list(_everyone):
-        worker._forked()  # this module's own
+        worker._forked()  # this module's own  # noqa: SLF001  # this module's own
 
 
 # Absent where there is no fork.

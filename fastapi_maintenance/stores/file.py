@@ -47,8 +47,8 @@ class FileStore:
         if not os.fspath(path):
             raise ValueError("path must name a directory, not ''")
         # Later changes of the working directory must not move the switch.
-        self.path = Path(os.path.abspath(path))
-        self.run_dir = Path(os.path.abspath(run_dir or self.path / "run"))
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100  # links stay what they are
+        self.run_dir = Path(os.path.abspath(run_dir or self.path / "run"))  # noqa: PTH100  # links stay what they are
         self.run = RunDirectory(self.path, self.run_dir)
 
     def __repr__(self) -> str:

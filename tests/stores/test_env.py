@@ -9,8 +9,10 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize(
     ("word", "active"),
-    [("1", True), (" TRUE ", True), ("Yes", True), ("on", True)]
-    + [("0", False), ("false", False), ("NO", False), ("off", False)],
+    [
+        *[("1", True), (" TRUE ", True), ("Yes", True), ("on", True)],
+        *[("0", False), ("false", False), ("NO", False), ("off", False)],
+    ],
 )
 async def test_known_words_set_it(
     monkeypatch: pytest.MonkeyPatch, word: str, active: bool
@@ -26,7 +28,7 @@ def test_unknown_words_stop_the_start(
 ) -> None:
     """A word that is misspelt is an error at once, with the words that are known."""
     monkeypatch.setenv("SHOP_MODE", word)
-    with pytest.raises(ValueError, match="SHOP_MODE is .*set it to one of 1, true"):
+    with pytest.raises(ValueError, match=r"SHOP_MODE is .*set it to one of 1, true"):
         open_store("env:SHOP_MODE")
 
 
@@ -48,6 +50,6 @@ async def test_it_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_MODE", "on")
     guard = MaintenanceGuard("env:SHOP_MODE")
     assert guard.is_active
-    with pytest.raises(StoreError, match="SHOP_MODE .*restart, or use a file:"):
+    with pytest.raises(StoreError, match=r"SHOP_MODE .*restart, or use a file:"):
         await guard.disable()
     assert guard.is_active

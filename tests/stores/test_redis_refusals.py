@@ -251,7 +251,7 @@ def test_a_cluster_node_without_these_keys_is_named() -> None:
 def test_every_refusal_is_one_line_with_a_remedy(
     error: Exception,
     what: str,
-    temporary: bool,  # noqa: FBT001  # a case's expectation
+    temporary: bool,  # a case's expectation
 ) -> None:
     """Whatever Redis says becomes one line, tried again only if that may help."""
     found = explain(error, "redis://h", "shop")
