@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from ..state import MaintenanceState
 from . import StoreError
 from ._descriptors import drop, keep
-from ._disk import HAS_LOCKS, try_lock
+from ._disk import HAS_LOCKS, same_file, try_lock
 from ._epoch import WORD, EpochFile
 from ._presence import UNCOUNTED, announce
 from ._process import ProcessIdentity
 from ._slots import Slot, slot_path
-from ._view import Complaints, Place, StateView, place_of
+from ._view import Complaints, Held, StateView
 
 if TYPE_CHECKING:
     from .file import FileStore
@@ -40,9 +40,7 @@ class FileLink:
         self._word = b""
         self._look = False
         self._told = self._view.state
-        # The directory that has the row, and the one that is held as uncounted.
-        self._place: Place | None = None
-        self._held: Place | None = None
+        self._place = Held(store.path)
         self._presence: int | None = None
         self._announced: int | None = None
         self.worker_id = ""
@@ -64,7 +62,7 @@ class FileLink:
             why = str(error)
         if why:
             self.stand_aside(why)
-        self._place = place_of(self._store.path)
+        self._place.hold()
         self._view.begin()
         self._read()
         self._told = self._view.state
@@ -80,6 +78,8 @@ class FileLink:
             self._epoch.close()
         if self._presence is not None:
             drop(self._presence)
+        self._place.let_go()
+        self._view.end()
         self.forked()
 
     def count(self, current: int, old: int) -> None:
@@ -117,7 +117,9 @@ class FileLink:
     def forked(self) -> None:
         # In a child, their descriptors are closed: they belong to the parent alone.
         self._slot = self._epoch = None
-        self._presence = self._announced = self._held = None
+        self._presence = self._announced = None
+        self._place.forked()
+        self._view.forked()
         self._word = b""
         self.counts = (0, 0)
 
@@ -129,12 +131,10 @@ class FileLink:
 
         """
         self._look = self._view.tend() or self._look
-        place = place_of(self._store.path)
         if self._slot is None or self._epoch is None:
-            if place != self._held:
-                self._hold_presence()
+            self._hold_presence()
             return True
-        if place != self._place or not (self._slot.stands() and self._epoch.stands()):
+        if not (self._place.stands() and self._slot.stands() and self._epoch.stands()):
             return False
         with contextlib.suppress(OSError):
             self._slot.oldest(oldest)
@@ -172,7 +172,7 @@ class FileLink:
             # What was published last was lost before this worker had read it.
             view.close(self._epoch.number, f"{view.path} was lost")
         self._enlist(lost=True)
-        self._place = place_of(self._store.path)
+        self._place.hold()
         self._look = True
         self._complaints.mended(self._store.run_dir)
 
@@ -248,8 +248,8 @@ class FileLink:
             if self._announced is not None:
                 drop(self._announced)
             self._announced = name
-        place = place_of(path)
-        if not HAS_LOCKS or (self._presence is not None and place == self._held):
+        before = self._presence
+        if not HAS_LOCKS or (before is not None and same_file(path, before)):
             return HAS_LOCKS
         try:
             descriptor = keep(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -259,8 +259,7 @@ class FileLink:
             with contextlib.suppress(OSError):
                 # A coordinator's own probe holds the lock for microseconds.
                 if try_lock(descriptor, shared=True):
-                    before, self._presence = self._presence, descriptor
-                    self._held = place
+                    self._presence = descriptor
                     if before is not None:
                         drop(before)
                     return True

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Final
 
 from ..state import MaintenanceState, StateFormatError
-from ._disk import UntrustedFileError, read_small, write_atomic
+from ._descriptors import drop, keep
+from ._disk import UntrustedFileError, read_small, same_file, write_atomic
 
 logger = logging.getLogger("fastapi_maintenance")
 
 Signature = tuple[int, int, int]
-Place = tuple[int, int]
+
+# It needs no right to read, and pins the directory all the same.
+_PATH_ONLY: Final = getattr(os, "O_PATH", os.O_RDONLY)
 
 _UNREAD: Final = (-1, -1, -1)
 
@@ -39,6 +43,40 @@ class Complaints:
             logger.warning("maintenance: %s can be used again", about)
 
 
+class Held:
+    """A directory that is told from every later one at its path.
+
+    It is held open: the number of one that is not may be given to the next, which
+    would then pass for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def hold(self) -> None:
+        """Take the directory that is there now, if one is."""
+        self.let_go()
+        with contextlib.suppress(OSError):
+            self._descriptor = keep(lambda: os.open(self._path, _PATH_ONLY))
+
+    def stands(self) -> bool:
+        """Tell whether the path leads to the same one; to none, where none was."""
+        if self._descriptor is None:
+            return not os.path.exists(self._path)  # noqa: PTH110  # never raises
+        return same_file(self._path, self._descriptor)
+
+    def let_go(self) -> None:
+        """Hold none."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            drop(descriptor)
+
+    def forked(self) -> None:
+        """Forget what was closed in a child."""
+        self._descriptor = None
+
+
 class StateView:
     """The last state that could be read, and what is refused where it cannot be.
 
@@ -58,14 +96,22 @@ class StateView:
         self._known = False
         self._sure = True
         self._signature: Signature | None = _UNREAD
-        self._home: Place | None = None
+        self._home = Held(path.parent)
         self._missing = 0
 
     def begin(self) -> None:
         """Start from the file, as a worker that joins does."""
         self._known = False
         self._signature = _UNREAD
-        self._home = place_of(self.path.parent)
+        self._home.hold()
+
+    def end(self) -> None:
+        """Let go of the directory."""
+        self._home.let_go()
+
+    def forked(self) -> None:
+        """Forget what was closed in a child."""
+        self._home.forked()
 
     def doubt(self) -> None:
         """Read the file at the next look, whatever it looks like."""
@@ -109,7 +155,8 @@ class StateView:
         state = state.but(epoch=max(newest, self.state.epoch, written))
         if state != self.state:
             self.state = state
-        self._home = place_of(self.path.parent)
+        if not self._home.stands():
+            self._home.hold()
         self._known = self._sure = True
 
     def close(self, published: int, reason: str) -> None:
@@ -129,10 +176,9 @@ class StateView:
             OSError: If it cannot be written.
 
         """
-        place = place_of(self.path.parent)
-        if place != self._home and self._sure and self._is_later():
+        if self._sure and not self._home.stands() and self._is_later():
             write_atomic(self.path, self.state.to_json().encode(), 0o644)
-            self._home = place
+            self._home.hold()
 
     def _is_later(self) -> bool:
         known = self.state
@@ -154,7 +200,7 @@ class StateView:
         deletes its files first. Only where it stands at a second look was the file
         alone removed, by somebody who means *off*.
         """
-        return self._missing < _GONE or place_of(self.path.parent) != self._home
+        return self._missing < _GONE or not self._home.stands()
 
     def _unreadable(self, error: Exception, published: int) -> None:
         corrupt = isinstance(error, UntrustedFileError | StateFormatError)
@@ -168,15 +214,6 @@ class StateView:
             then = "keeping the last state" if self._known else "maintenance is off"
             self._complaints.say(self.path, f"maintenance: {reason}; {then}")
         self._known = self._known or corrupt
-
-
-def place_of(path: Path) -> Place | None:
-    """Return what tells a directory from another one at the same path."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _signature(path: Path) -> Signature | None:

@@ -1,6 +1,7 @@
 """Each fault once, or many times: ``pytest tests/chaos --repeat 20``."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,18 +34,26 @@ def flips() -> int:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """Where the state of the service under attack lives."""
-    return tmp_path / "state"
+def folder() -> Iterator[Path]:
+    """Where the service lives; other users can enter it, which pytest's do not let."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture
-def service(tmp_path: Path, state: Path) -> Iterator[Service]:
+def state(folder: Path) -> Path:
+    """Where the state of the service under attack lives."""
+    return folder / "state"
+
+
+@pytest.fixture
+def service(folder: Path, state: Path) -> Iterator[Service]:
     """A service without workers yet; none survives the test.
 
     Whatever a test does, no counted work may have run after *drained*.
     """
-    with Service(tmp_path / "service", f"file:{state}") as made:
+    with Service(folder / "service", f"file:{state}") as made:
         yield made
         assert made.violations() == []
 

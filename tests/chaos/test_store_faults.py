@@ -174,7 +174,6 @@ def test_workers_of_different_users(
 ) -> None:
     """A worker of a user without rights obeys, and nobody vouches for it."""
     service.start()
-    _open_to_all(state)
     (stranger,) = service.start(environment={"CHAOS_USER": str(NOBODY)})
     assert stranger.get("/fast") == 200
     report = operator.drain(1)
@@ -186,7 +185,6 @@ def test_workers_of_different_users(
 def test_foreign_owned_directory(service: Service, state: Path) -> None:
     """Another user's command is told that it cannot see the workers."""
     service.start()
-    _open_to_all(state)
     told = _operate(["--timeout", "1"], service, user=NOBODY)
     assert told["error"].startswith("cannot read the workers"), told
     assert "run as the directory's owner" in told["error"]
@@ -195,11 +193,9 @@ def test_foreign_owned_directory(service: Service, state: Path) -> None:
 @as_root
 def test_root_made_directory(service: Service, operator: Operator, state: Path) -> None:
     """What root's command makes belongs to the service, which is counted."""
-    state.parent.chmod(0o755)
     os.chown(state.parent, NOBODY, NOBODY)
     operator.on()
     operator.off()
-    _open_to_all(state)
     (worker,) = service.start(environment={"CHAOS_USER": str(NOBODY)})
     owners = {path.stat().st_uid for path in (state, *state.rglob("*"))}
     assert owners == {NOBODY}
@@ -268,13 +264,6 @@ def _swap(link: Path, target: Path) -> None:
     fresh = link.with_name("fresh")
     fresh.symlink_to(target)
     fresh.replace(link)
-
-
-def _open_to_all(state: Path) -> None:
-    # The folders of pytest are its user's own.
-    for folder in state.parents:
-        if folder.name.startswith("pytest-") or "pytest" in str(folder):
-            folder.chmod(folder.stat().st_mode | 0o055)
 
 
 def _mounted(command: str) -> list[str]:

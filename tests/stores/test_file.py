@@ -27,6 +27,7 @@ from fastapi_maintenance.stores._admission import Admission
 from fastapi_maintenance.stores._keeper import FileWorker
 from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
 from fastapi_maintenance.stores._registry import worker_at
+from fastapi_maintenance.stores._view import Held
 from fastapi_maintenance.stores.file import FileStore
 from tests.stores.children import NOBODY, in_child, living_child, needs_root
 from tests.stores.test_disk import inside
@@ -200,6 +201,7 @@ import asyncio, sys
 from fastapi_maintenance.state import MaintenanceState
 from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
 from fastapi_maintenance.stores._registry import worker_at
+from fastapi_maintenance.stores._view import Held
 from fastapi_maintenance.stores.file import FileStore
 store = FileStore(sys.argv[1])
 worker = store.worker("default")
@@ -823,3 +825,19 @@ def test_systems_without_locks(
     assert (roster.rows, roster.whole) == ((), False)
     with store.run.writing():
         worker.leave()
+
+
+def test_directory_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+    """File systems give the number of a deleted directory to the next one."""
+    path = tmp_path / "state"
+    held = Held(path)
+    assert held.stands()
+    for _ in range(20):
+        path.mkdir()
+        assert not held.stands()
+        held.hold()
+        assert held.stands()
+        path.rmdir()
+        assert not held.stands()
+    held.let_go()
+    assert held.stands()
