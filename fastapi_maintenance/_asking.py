@@ -28,7 +28,6 @@ class Asker(NamedTuple):
         grouped: Whether a task group of a ``BaseHTTPMiddleware`` is in between. It
             would wrap an exception in an ``ExceptionGroup``, which FastAPI takes for a
             body that cannot be parsed.
-
     """
 
     scope: Scope
@@ -43,7 +42,6 @@ def who_asks(door: CodeType) -> Asker | None:
 
     Returns:
         None if a middleware in front of the application asks, for itself.
-
     """
     grouped = False
     frame: FrameType | None = sys._getframe(1)  # CPython, PyPy  # noqa: SLF001  # the documented way to a frame

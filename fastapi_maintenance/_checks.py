@@ -23,7 +23,6 @@ def check_aware(moment: datetime | None, name: str) -> None:
     Raises:
         TypeError: If it is not a ``datetime``.
         ValueError: If it has no zone; the message names the remedy.
-
     """
     if moment is None:
         return
@@ -43,7 +42,6 @@ def check_text(text: str | None, name: str) -> None:
         TypeError: If it is not a string.
         ValueError: If it is empty, over 2000 characters, or has a control
             character, a line break or a lone surrogate.
-
     """
     if text is None:
         return
@@ -67,7 +65,6 @@ def whole_seconds(value: float | timedelta, name: str) -> int:
     Raises:
         TypeError: If it is neither a number nor a ``timedelta``.
         ValueError: If it is negative, not finite, or beyond all reason.
-
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()

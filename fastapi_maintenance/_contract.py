@@ -39,7 +39,6 @@ async def check_store(make_store: MakeStore) -> None:
         >>> from fastapi_maintenance.testing import check_store
         >>> store = MemoryStore()
         >>> asyncio.run(check_store(lambda: store))
-
     """
     one, other = [await _made(make_store) for _ in range(2)]
     name = f"check-{secrets.token_hex(6)}"

@@ -19,7 +19,6 @@ class Document:
     Args:
         text: The file's content; every ``<script>`` and ``<style>`` of it is allowed.
         policy: Directives beside those of the code.
-
     """
 
     def __init__(self, text: str, policy: str) -> None:

@@ -35,7 +35,6 @@ class EventStream(Response):
     An iterator of a ``StreamingResponse`` would be left to the collector when a client
     goes away between two events, with what it has open; this one runs in one task
     group, which a disconnect cancels.
-
     """
 
     media_type = "text/event-stream"

@@ -109,7 +109,6 @@ class LazyDependency:
     Raises:
         ValueError: If nothing is given to depend on, or something below it declares
             a body: that is read by the endpoint, not by a decision.
-
     """
 
     def __init__(self, depends: Depends) -> None:
@@ -139,7 +138,6 @@ class LazyDependency:
         Raises:
             ValueError: If a parameter below it is missing or not valid.
             Exception: What a dependency raises.
-
         """
         async with AsyncExitStack() as stack:
             connection.scope.update(dict.fromkeys(_INNER, stack))

@@ -57,7 +57,6 @@ def check_origin(request: Request) -> None:
         HTTPException: 415 unless the body is declared as ``application/json``, which
             no form can, and no script without asking by preflight; 403 if the browser
             itself says that another origin sends it.
-
     """
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind.strip().lower() != "application/json":
@@ -88,7 +87,6 @@ async def answered() -> AsyncIterator[None]:
 
     Raises:
         HTTPException: Instead of what the block raised.
-
     """
     try:
         yield

@@ -33,7 +33,6 @@ class Listed(NamedTuple):
         kind: "HTTP", "WebSocket", "Mount" or "Frontend".
         path: The whole template from the router on, prefixes included.
         effective: What holds the effective dependencies, methods and endpoint.
-
     """
 
     kind: str
@@ -111,21 +110,17 @@ class Ahead(NamedTuple):
         endpoint: What will be called; a closed box is its own endpoint.
         effective: What holds its effective dependencies, or None.
         passed: Every application and middleware on the way, the outermost first.
+        apps: The FastAPI and Starlette applications among them.
         home: Whether it is a route of the innermost application itself, and not of a
             router that is mounted on it.
-
     """
 
     scope: Scope
     endpoint: object
     effective: Any  # a route or a context, of any release
     passed: list[object]
+    apps: list[Starlette]
     home: bool
-
-    @property
-    def apps(self) -> list[Starlette]:
-        """The applications on the way, the outermost first."""
-        return [box for box in self.passed if isinstance(box, Starlette)]
 
 
 class _AnswersItselfError(Exception):
@@ -144,22 +139,24 @@ def look_ahead(app: object, scope: Scope) -> Ahead | None:
     Returns:
         None if the application answers by itself: no route, a method that the route
         does not have, a redirect to where the slash is right, a preflight.
-
     """
     probe = dict(scope)
     own = scope.get("fastapi")
     if own:
         probe["fastapi"] = dict(own)
     passed: list[object] = []
+    apps: list[Starlette] = []
     try:
-        return _descend(app, probe, passed)
+        return _descend(app, probe, passed, apps)
     except _AnswersItselfError:
         return None
     except Exception:  # noqa: BLE001  # of a route's own matching: no answer, closed
-        return Ahead(probe, None, None, passed, home=False)
+        return Ahead(probe, None, None, passed, apps, home=False)
 
 
-def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
+def _descend(
+    app: object, probe: Scope, passed: list[object], apps: list[Starlette]
+) -> Ahead:
     for _ in range(_DEEPEST):
         boxes = list(layers(app))
         passed += boxes
@@ -170,16 +167,17 @@ def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
         if router is None or not _is_plain(router, "__call__", "app"):
             break
         if isinstance(box, Starlette):
+            apps.append(box)
             probe["app"] = box
             # As FastAPI does when it is called.
             root_path = getattr(box, "root_path", "")
             if root_path:
                 probe["root_path"] = root_path
-        inside = probe.get("app")
+        inside: Any = probe.get("app")
         home = router is getattr(inside, "router", None)
         if home and inside is not box:
             # It was entered before: what looks ahead stands behind its front.
-            passed.append(inside)
+            apps.append(inside)
         found = _select(router, probe)
         if found is None:
             if router.default == router.not_found:
@@ -190,8 +188,8 @@ def _descend(app: object, probe: Scope, passed: list[object]) -> Ahead:
             app = found.route.app
         else:
             endpoint = probe.get("endpoint")
-            return Ahead(probe, endpoint, found.effective, passed, home)
-    return Ahead(probe, app, None, passed, home=False)
+            return Ahead(probe, endpoint, found.effective, passed, apps, home)
+    return Ahead(probe, app, None, passed, apps, home=False)
 
 
 class _Found(NamedTuple):

@@ -1,5 +1,7 @@
 """What a door knows of a request, before the application has seen it and after."""
 
+from typing import Final
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,6 +14,9 @@ from .exemptions import documents, is_marked
 from .handlers import UNREAD, Unread
 
 
+_NAMING: Final = ("type", "method", "path", "route", "fastapi", "endpoint")
+
+
 class Visit:
     """A request that has come through a door, as the guard inside finds it.
 
@@ -19,7 +24,6 @@ class Visit:
 
     Attributes:
         scope: The request, where its endpoint shows itself.
-
     """
 
     __slots__ = ("scope",)
@@ -33,6 +37,14 @@ class Visit:
     def __str__(self) -> str:
         return label_of(self.scope, effective_route(self.scope))
 
+    def leave(self) -> None:
+        """Keep no more than what it is called by: threads still work for it.
+
+        What an application has put into a scope may hold a task, and with it the very
+        count that is to be given back when nothing holds it.
+        """
+        self.scope = {name: self.scope.get(name) for name in _NAMING}
+
     def is_exempt(self) -> bool:
         """Tell whether an endpoint was reached that is exempt."""
         return is_marked(self.scope.get("endpoint"), effective_route(self.scope))
@@ -42,7 +54,6 @@ class Visit:
 
         Raises:
             MaintenanceError: If the door has refused and left it to be said inside.
-
         """
         # A middleware may have copied the scope; this one has the endpoint.
         self.scope = scope
@@ -55,7 +66,6 @@ class Unsettled(Visit):
     Attributes:
         settled: Whether the door has decided after all, and counted.
         refusal: What the guard has to refuse with.
-
     """
 
     __slots__ = ("refusal", "settled")
@@ -70,7 +80,6 @@ class Unsettled(Visit):
 
         Raises:
             MaintenanceError: If the door has refused and left it to be said inside.
-
         """
         if self.refusal is not None:
             raise self.refusal
@@ -98,7 +107,6 @@ class Unopened(WebSocket):
 
     Attributes:
         line: The connection itself, when it has been let in.
-
     """
 
     line: WebSocket | None = None
@@ -108,7 +116,6 @@ class Unopened(WebSocket):
 
         Raises:
             RuntimeError: If it has not been let in, or has ended.
-
         """
         if self.line is None:
             await super().close(code, reason)

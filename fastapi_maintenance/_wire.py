@@ -67,7 +67,6 @@ class NewState(BaseModel):
 
         Raises:
             ValueError: If a time or a text cannot be.
-
         """
         length = None if self.seconds is None else timedelta(seconds=self.seconds)
         return Order(

@@ -33,7 +33,6 @@ class Closing:
         ...         yield "tick"
         ...         with anyio.move_on_after(1):
         ...             await guard.closing.wait()
-
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -76,7 +75,6 @@ def close_in_time(
 
     Returns:
         What lets go of it; call it when the connection has ended.
-
     """
     spawn = _spawner()
 

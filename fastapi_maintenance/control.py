@@ -44,7 +44,6 @@ def control_router(
         >>> app.include_router(
         ...     control_router(guard, dependencies=[Depends(operators_only)])
         ... )
-
     """
     _check(guard, dependencies, prefix)
     # Building its models takes Pydantic longer than importing all the rest.

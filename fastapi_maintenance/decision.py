@@ -41,7 +41,6 @@ class Coverage(NamedTuple):
             documentation, and never counted.
         label: How it is shown in a drain.
         key: Keeps the cached route alive, so that its id is not given away.
-
     """
 
     exempt: bool
@@ -61,7 +60,6 @@ class Decision:
 
     Attributes:
         key: Under which a door notes in a request's scope what became of it.
-
     """
 
     def __init__(
@@ -149,7 +147,6 @@ class Decision:
 
         Raises:
             MaintenanceError: Always; or ``WebSocketException``.
-
         """
         if not self._probed:
             prober = prober_of(scope)

@@ -45,7 +45,6 @@ class Door:
         app: What is behind it.
         guard: Who is looked for among dependencies and their overrides.
         decision: Decides and counts, for the guard's other doors too.
-
     """
 
     def __init__(self, app: ASGIApp, guard: object, decision: Decision) -> None:
@@ -83,15 +82,22 @@ class Door:
             return
         if not (worker.state.active and switch.in_force(worker.look())):
             visit = Visit(scope)
-            with worker.admit(visit) as admission:
-                state = admission.state
-                if not (state.active and switch.in_force(state)):
-                    scope[key] = visit
-                    if scope["type"] == "websocket":
-                        await self._connected(scope, receive, send, admission)
-                    else:
-                        await self.app(scope, receive, send)
-                    return
+            admission = worker.admit(visit)
+            try:
+                with admission:
+                    state = admission.state
+                    if not (state.active and switch.in_force(state)):
+                        scope[key] = visit
+                        if scope["type"] == "websocket":
+                            await self._connected(scope, receive, send, admission)
+                        else:
+                            await self.app(scope, receive, send)
+                        return
+            finally:
+                # They would hold each other until somebody collects garbage.
+                scope.pop(key, None)
+                if admission.number:
+                    visit.leave()
         await self._closed(scope, receive, send)
 
     async def _connected(
@@ -137,13 +143,17 @@ class Door:
                 if pending is not None:
                     await pending
             except (HTTPException, WebSocketException) as error:
-                refusal = error
+                # Without its traceback, whose frames hold this one, which holds it.
+                refusal = error.with_traceback(None)
             else:
                 scope[self._key] = Visit(scope)
                 if isinstance(asking, Unopened):
                     line = asking.line = WebSocket(scope, receive, send)
                     receive, send = line.receive, line.send
-                await self.app(scope, receive, send)
+                try:
+                    await self.app(scope, receive, send)
+                finally:
+                    scope.pop(self._key, None)
                 return
         await _answer(refusal, ahead, scope, receive, send)
 
@@ -188,8 +198,11 @@ class Door:
             return await receive()
 
         door = Door._beside.__code__
-        with ExitStack() as stack:
-            await self.app(scope, receiving, send)
+        try:
+            with ExitStack() as stack:
+                await self.app(scope, receiving, send)
+        finally:
+            scope.pop(self._key, None)
 
     def _is_overridden(self, scope: Mapping[str, object]) -> bool:
         overrides: Mapping[object, object] | None
@@ -212,7 +225,6 @@ async def _answer(
 
     Raises:
         Exception: The error, if the door stands where they see it themselves.
-
     """
     if not ahead.apps and "starlette.exception_handlers" in scope:
         raise error
@@ -228,5 +240,5 @@ async def _answer(
     async def refusing(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise error
 
-    handling = ExceptionMiddleware(refusing, handlers)
-    await handling(ahead.scope, receive, send)
+    await ExceptionMiddleware(refusing, handlers)(ahead.scope, receive, send)
+    error.__traceback__ = None

@@ -57,7 +57,6 @@ class MaintenanceExempt:
 
         Raises:
             TypeError: If it is put on something that cannot be marked.
-
         """
         if endpoint is None:
             return _Nothing()
@@ -150,7 +149,6 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
     Raises:
         ValueError: If the name is no header name or the secret is empty or cannot be
             sent: an unset secret would exempt everyone who sends nothing.
-
     """
     token = "!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2, no password  # noqa: S105  # characters of RFC 9110, no password
     named = is_a(name, str) and name.isascii()
@@ -195,7 +193,6 @@ def from_networks(*networks: str) -> Callable[[HTTPConnection], bool]:
 
     Raises:
         ValueError: If there is none, or one is no network (host bits set, too).
-
     """
     if not networks:
         raise ValueError('name at least one network, as from_networks("10.0.0.0/8")')

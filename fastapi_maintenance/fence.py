@@ -38,7 +38,6 @@ class WorkerRow:
         counts_first: Whether this worker's counts are visible here before it
             reads the very epoch that is published here, so that it need not
             acknowledge while it is idle.
-
     """
 
     id: str
@@ -75,7 +74,6 @@ class Roster:
         epoch: The newest published epoch.
         whole: False when the roster is known to have been made anew.
         uncounted: Whether workers exist that cannot be counted.
-
     """
 
     generation: str
@@ -99,7 +97,6 @@ class DrainReport:
         seconds: How long the drain took.
         read_only: Whether reads went on meanwhile.
         reason: One sentence for a person.
-
     """
 
     outcome: Outcome
@@ -120,7 +117,6 @@ class DrainError(Exception):
 
     Attributes:
         report: What was found instead.
-
     """
 
     def __init__(self, report: DrainReport) -> None:
@@ -148,7 +144,6 @@ class Fence:
             alone completes a roster that was lost.
         before: The roster before the epoch was published.
         own: Per worker, the requests that wait for this very fence.
-
     """
 
     epoch: int

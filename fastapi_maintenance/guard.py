@@ -4,7 +4,6 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -21,9 +20,9 @@ from .orders import Order
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState
 from .stores import Store, describe, open_store
-from .stores._admission import Admission
 from .switch import Switch
 from .waiting import Plan
+from .work import AdmittedWork
 
 
 class MaintenanceGuard:
@@ -63,7 +62,6 @@ class MaintenanceGuard:
         ...     lifespan=guard.lifespan,
         ...     responses=guard.responses,
         ... )
-
     """
 
     def __init__(
@@ -121,7 +119,6 @@ class MaintenanceGuard:
         Raises:
             MaintenanceError: If it is refused. On a WebSocket whose server cannot send
                 a response to a handshake, ``WebSocketException`` with code 1013.
-
         """
         scope = connection.scope
         visit = scope.get(self._decision.key)
@@ -146,7 +143,6 @@ class MaintenanceGuard:
         Raises:
             StoreError: If it has not joined its store, and that can say nothing without
                 waiting; the message names the remedy.
-
         """
         return self._switch.state
 
@@ -156,7 +152,6 @@ class MaintenanceGuard:
 
         Raises:
             StoreError: As ``state`` does.
-
         """
         return self._switch.in_force(self.state)
 
@@ -180,7 +175,6 @@ class MaintenanceGuard:
         Raises:
             StoreError: If the store cannot be reached for 10 seconds, so that a
                 roll-out stops instead of replacing good workers by refusing ones.
-
         """
         from .inventory import warn_of_mounts  # noqa: PLC0415  # needed once, here
 
@@ -219,7 +213,6 @@ class MaintenanceGuard:
         Raises:
             ValueError: If a time is naive or has passed, or a text is not one line.
             StoreError: If the store cannot be set; nothing has changed then.
-
         """
         order = Order(
             message=message,
@@ -239,7 +232,6 @@ class MaintenanceGuard:
         Raises:
             StoreError: If the store cannot be set, or a ``maintenance()`` block or a
                 ``run`` holds it on; it stays on then.
-
         """
         return await self._switch.disable(actor=actor)
 
@@ -265,7 +257,6 @@ class MaintenanceGuard:
             ValueError: If maintenance is off, has not begun, or could open by the
                 clock; or an argument cannot work.
             StoreError: If the store cannot be read or set.
-
         """
         return await self._switch.drain(_plan(timeout, workers, close_after))
 
@@ -292,7 +283,6 @@ class MaintenanceGuard:
                 the state stays on.
             ValueError: If the present state could open by the clock.
             StoreError: If the store cannot be read or set.
-
         """
         return self._switch.maintenance(
             _plan(drain_timeout, workers, None),
@@ -309,11 +299,10 @@ class MaintenanceGuard:
 
         Raises:
             TypeError: If it is no ASGI application.
-
         """
         return Door(app, self, self._decision)
 
-    def admit(self) -> "AdmittedWork":
+    def admit(self) -> AdmittedWork:
         """Count work outside requests: a job, a consumer, a task.
 
         Use it with ``with`` or ``async with``. It holds up a drain like a request does.
@@ -321,53 +310,8 @@ class MaintenanceGuard:
         Raises:
             MaintenanceError: On entering, while maintenance is on.
             StoreError: On entering, if the store has never been reached.
-
         """
         return AdmittedWork(self._decision)
-
-
-class AdmittedWork:
-    """What ``MaintenanceGuard.admit`` returns."""
-
-    def __init__(self, decision: Decision) -> None:
-        self._decision = decision
-        self._admission: Admission | None = None
-
-    def __enter__(self) -> None:
-        if self._admission is not None:
-            # A second count in its place would let go of the first one's work.
-            raise RuntimeError("already entered; call guard.admit() for each work")
-        worker = self._decision.switch.worker
-        if not worker.joined:
-            worker.join()
-        admission = worker.admit("work")
-        if self._decision.switch.in_force(admission.state):
-            admission.release()
-            admission.__exit__(None, None, None)
-            raise self._decision.error(admission.state)
-        self._admission = admission
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission.__exit__(kind, error, traceback)
-
-    async def __aenter__(self) -> None:
-        await self._decision.switch.join()
-        self.__enter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
 
 def _plan(timeout: float, workers: int, close_after: float | None) -> Plan:

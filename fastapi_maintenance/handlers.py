@@ -11,13 +11,13 @@ from typing import Final, NoReturn, Protocol
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 from fastapi.params import Depends
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
 from ._checks import is_a
 from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
+from ._threads import ThreadLimit
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -32,7 +32,7 @@ ExemptHandlers = ExemptHandler | Depends | Sequence[ExemptHandler | Depends] | N
 THREADS: Final = 16
 """How many sync handlers run at once; endpoints have a pool of their own."""
 
-_limiters: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance_handlers")
+_limiters: Final = ThreadLimit("handlers", THREADS)
 
 
 UNREAD: Final = "fastapi_maintenance.unread"
@@ -46,7 +46,6 @@ class Unread:
 
     Attributes:
         asked: Whether the present handler wanted it, which is enough not to exempt.
-
     """
 
     def __init__(self) -> None:
@@ -57,7 +56,6 @@ class Unread:
 
         Raises:
             RuntimeError: Always.
-
         """
         self.asked = True
         raise RuntimeError(
@@ -76,7 +74,6 @@ class HandlerChain:
     Raises:
         TypeError: If one is not callable, or not with one argument.
         ValueError: If the timeout is not a positive number of seconds.
-
     """
 
     def __init__(self, handlers: ExemptHandlers, timeout: float) -> None:
@@ -173,7 +170,10 @@ class _Direct:
             answer = self._handler(connection)
         else:
             (answer,) = await anyio.to_thread.run_sync(
-                self._in_thread, connection, abandon_on_cancel=True, limiter=_limiter()
+                self._in_thread,
+                connection,
+                abandon_on_cancel=True,
+                limiter=_limiters.own(),
             )
         return await answer if inspect.isawaitable(answer) else answer
 
@@ -212,15 +212,6 @@ async def _within(seconds: float, work: Awaitable[object]) -> object:
 def _forget(task: "asyncio.Future[object]") -> None:
     if not task.cancelled():
         task.exception()
-
-
-def _limiter() -> anyio.CapacityLimiter:
-    try:
-        return _limiters.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(THREADS)
-        _limiters.set(limiter)
-        return limiter
 
 
 def _looks_async(handler: ExemptHandler) -> bool:

@@ -38,7 +38,6 @@ class Entry:
         path: The whole path template, prefixes and mounts included.
         coverage: "guarded", "exempt", "documentation" or "not covered".
         note: What guards it, and what runs before that; for people.
-
     """
 
     kind: str
@@ -59,7 +58,6 @@ class _Place:
         home: Whether the routes are that application's own, not a mounted router's.
         doors: The names of the guards whose doors are passed on the way.
         depth: How many mounts deep; an application may be mounted in itself.
-
     """
 
     prefix: str = ""
@@ -80,7 +78,6 @@ def survey(app: object) -> list[Entry]:
         One entry for each route in the order of matching, included routers and
         mounted applications too. What is mounted and has no routes of its own, as
         static files, is one entry.
-
     """
     return [entry for _, entry in _inside(app, _Place())]
 

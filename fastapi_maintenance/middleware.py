@@ -56,7 +56,6 @@ class MaintenanceModeMiddleware(Door):
         >>> from fastapi_maintenance import MaintenanceModeMiddleware
         >>> app = FastAPI()
         >>> app.add_middleware(MaintenanceModeMiddleware, store="memory:")
-
     """
 
     def __init__(

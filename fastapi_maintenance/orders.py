@@ -30,7 +30,6 @@ class Order:
         ValueError: If a time is naive, the end is not after the start, a text
             is not one line, or the token is too short.
         TypeError: If a value has another type than documented.
-
     """
 
     message: str | None = None
@@ -63,7 +62,6 @@ class Order:
 
         Raises:
             HeldError: If it could open under the work of another holder.
-
         """
         begun = self.at is None or self.at <= now
         start = now if self.at is None else self.at
@@ -165,7 +163,6 @@ def digest(token: str) -> str:
     Raises:
         ValueError: If it has fewer than 16 characters, or some that no header
             and cookie can carry.
-
     """
     if len(str(token)) < TOKEN_LENGTH:
         raise ValueError(

@@ -70,7 +70,6 @@ def maintenance_exception_handler(page: Page = None) -> Handler:
         ... )
         >>> app = FastAPI()
         >>> app.add_exception_handler(MaintenanceError, maintenance_exception_handler())
-
     """
     render = _renderer(page)
 

@@ -33,7 +33,6 @@ class MaintenanceError(HTTPException):
     Attributes:
         state: The state that refused.
         retry_after: Whole seconds, from 1 to 86400.
-
     """
 
     def __init__(
@@ -76,7 +75,6 @@ def fraction(value: float, name: str) -> float:
     Raises:
         TypeError: If it is no number.
         ValueError: If it is less, more or not finite.
-
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
@@ -93,7 +91,6 @@ def refuse(scope: Scope, error: MaintenanceError) -> NoReturn:
             handshake with an HTTP response.
         WebSocketException: Elsewhere, with code 1013: a response that the server does
             not know would leave the handshake hanging.
-
     """
     if scope["type"] == "websocket" and _DENIAL not in (scope.get("extensions") or {}):
         raise WebSocketException(code=_TRY_AGAIN_LATER, reason="maintenance")

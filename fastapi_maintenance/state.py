@@ -60,7 +60,6 @@ class MaintenanceState:
         ValueError: If a time has no zone, the end is not after the start,
             ``auto_off`` has no end, or a text cannot be shown on one line.
         TypeError: If a field has another type than documented.
-
     """
 
     epoch: int = 0
@@ -124,7 +123,6 @@ class MaintenanceState:
 
         Raises:
             ValueError: If ``now`` has no time zone.
-
         """
         if not self.active:
             return False
@@ -150,7 +148,6 @@ class MaintenanceState:
 
         Returns:
             From 1 to 86400: a zero would invite clients to hammer the door.
-
         """
         if self.until is not None and self.until > now:
             seconds = math.ceil((self.until - now).total_seconds())
@@ -180,7 +177,6 @@ class MaintenanceState:
             StateFormatError: If the document is not a state: not UTF-8, not
                 one JSON object, a key twice, a value of another type than
                 documented, or over 64 KiB. It is the only exception.
-
         """
         try:
             return cls._from_mapping(_parse(document))

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 
 from ._checks import check_text
+from ._threads import ThreadLimit
 from .fence import DrainError, DrainReport
 from .orders import Order, joined, left, new_holder, opened
 from .state import MaintenanceState
@@ -23,7 +24,8 @@ from .waiting import Fenced, Look, Plan, wait_until_drained
 
 Clock = Callable[[], datetime]
 
-_joiners: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance_joiners")
+# Joining may wait for a network, and must not take the threads of endpoints.
+_joiners: Final = ThreadLimit("joining", 4)
 
 
 class _MovedOnError(Exception):
@@ -41,7 +43,6 @@ class Switch:
     Args:
         store: Where the state lives.
         name: Which switch of the store.
-
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -60,7 +61,6 @@ class Switch:
 
         Raises:
             StoreError: If it can say nothing without waiting.
-
         """
         if not self.worker.joined:
             return self.source.peek(self.name)
@@ -78,13 +78,15 @@ class Switch:
 
         Raises:
             StoreError: If this worker has never known a state and cannot now.
-
         """
         if self.polled is not None and not self.polled.worker(self.name).fresh:
             await self.polled.refresh(self.name)
         if not self.worker.joined:
             await anyio.to_thread.run_sync(
-                self.worker.join, patience, limiter=_limiter(), abandon_on_cancel=True
+                self.worker.join,
+                patience,
+                limiter=_joiners.own(),
+                abandon_on_cancel=True,
             )
 
     @asynccontextmanager
@@ -93,7 +95,6 @@ class Switch:
 
         Raises:
             StoreError: If the store cannot be reached within 10 seconds.
-
         """
         if self.polled is not None:
             await self.join()
@@ -108,12 +109,14 @@ class Switch:
             if failure is not None:
                 raise failure
             return
-        await anyio.to_thread.run_sync(self.worker.enter, limiter=_limiter())
+        await anyio.to_thread.run_sync(self.worker.enter, limiter=_joiners.own())
         try:
             yield
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self.worker.leave, limiter=_limiter())
+                await anyio.to_thread.run_sync(
+                    self.worker.leave, limiter=_joiners.own()
+                )
 
     async def _poll(self, source: PolledStore) -> None:
         while True:
@@ -125,7 +128,6 @@ class Switch:
 
         Raises:
             StoreError: If the store cannot be set, or others hold it.
-
         """
         return await self.source.publish(
             self.name, lambda before: order.applied(before, self.clock())
@@ -139,7 +141,6 @@ class Switch:
         Raises:
             HeldError: If others hold it on, unless ``force``.
             StoreError: If the store cannot be set.
-
         """
         check_text(actor, "actor")
         return await self.source.publish(
@@ -165,7 +166,6 @@ class Switch:
             FenceRefusedError: If the state to fence is off, planned or could open
                 by the clock.
             StoreError: If the store cannot be read or set.
-
         """
         return await self.wait(await self.fence(plan, order), plan, look=look)
 
@@ -183,7 +183,6 @@ class Switch:
             FenceRefusedError: If the state to fence is off, planned or could open
                 by the clock; nothing has changed then.
             StoreError: If the store cannot be read or set.
-
         """
         roster = await self.source.roster(self.name)
         before = MaintenanceState()
@@ -212,7 +211,6 @@ class Switch:
 
         Raises:
             StoreError: If the workers cannot be read.
-
         """
         return await wait_until_drained(
             self.source,
@@ -233,7 +231,6 @@ class Switch:
 
         Raises:
             StoreError: If the store cannot be set; the state stays on.
-
         """
 
         def change(present: MaintenanceState) -> MaintenanceState:
@@ -267,7 +264,6 @@ class Switch:
                 state stays on.
             FenceRefusedError: If the present state could open by the clock.
             StoreError: If the store cannot be read or set.
-
         """
         order = Order(message=message, until=until, actor=actor)
         holder = new_holder(actor)
@@ -289,7 +285,6 @@ class Switch:
 
         Raises:
             StoreError: If the store cannot be set; the state stays on.
-
         """
 
         def change(present: MaintenanceState) -> MaintenanceState:
@@ -302,13 +297,3 @@ class Switch:
         except _MovedOnError:
             # Published again, it would end the waits of those who hold it now.
             return await self.source.read(self.name)
-
-
-def _limiter() -> anyio.CapacityLimiter:
-    # Joining may wait for a network, and must not take the threads of endpoints.
-    try:
-        return _joiners.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(4)
-        _joiners.set(limiter)
-        return limiter

@@ -66,7 +66,6 @@ def force(
         >>> with force(guard, active=False):
         ...     client.get("/orders").status_code
         200
-
     """
     known = guard._switch  # noqa: SLF001  # what is forced
     order = Order(
@@ -112,7 +111,6 @@ class Clock:
 
     Raises:
         ValueError: If that has no time zone.
-
     """
 
     def __init__(self, now: datetime) -> None:
@@ -127,7 +125,6 @@ class Clock:
 
         Raises:
             ValueError: If that has no time zone.
-
         """
         check_aware(now, "now")
         self.now = now
@@ -161,7 +158,6 @@ def frozen_clock(
         ...         clock.advance(timedelta(hours=1))
         ...         before, guard.is_active
         (True, False)
-
     """
     clock = Clock(datetime.now(UTC) if moment is None else moment)
     switch = guard._switch  # noqa: SLF001  # whose clock it is

@@ -35,7 +35,6 @@ class Plan:
 
     Raises:
         ValueError: If a number is negative, not finite or not whole.
-
     """
 
     timeout: float = 30.0
@@ -62,7 +61,6 @@ class Plan:
 
         Raises:
             FenceRefusedError: If it is off, has not begun, or opens by itself.
-
         """
         if not state.active:
             raise FenceRefusedError("maintenance is off: there is nothing to fence")
@@ -92,7 +90,6 @@ class Fenced:
         roster: The workers from before the publication.
         own: Returns, per worker, the counted requests that wait here themselves.
         holder: The name under which it is held, if it is.
-
     """
 
     state: MaintenanceState
@@ -128,7 +125,6 @@ async def wait_until_drained(
 
     Raises:
         StoreError: If the rows cannot be read.
-
     """
     started = time.monotonic()
     fence = Fence(

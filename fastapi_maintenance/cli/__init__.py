@@ -15,7 +15,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         ImportError: If the extra is not installed; the message has the line that
             installs it.
-
     """
     try:
         import rich  # noqa: PLC0415  # missing is this function's to say

@@ -75,7 +75,6 @@ class Waiting:
         out: Where to.
         epoch: What is fenced.
         timeout: Seconds after which the wait ends.
-
     """
 
     def __init__(self, out: Output, epoch: int, timeout: float) -> None:

@@ -32,7 +32,6 @@ def carry_out(target: Target, work: Callable[[], Awaitable[int]]) -> int:
 
     Raises:
         FailureError: If a signal came; the line says how the state is left.
-
     """
     with Signals() as signals:
         try:

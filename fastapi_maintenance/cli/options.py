@@ -96,7 +96,6 @@ def an_order(
 
     Raises:
         ValueError: If an option cannot work; the message names the remedy.
-
     """
     if for_ is not None and until is not None:
         raise ValueError("--for and --until both name the end; give one of them")
@@ -128,7 +127,6 @@ def a_plan(timeout: str | None, workers: str | None) -> Plan:
 
     Raises:
         ValueError: If a number cannot work.
-
     """
     if workers is not None and not (workers.isascii() and workers.isdigit()):
         raise ValueError(f"--workers must be a whole number, not {workers!r}")

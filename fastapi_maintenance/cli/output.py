@@ -26,7 +26,6 @@ class Output:
 
     Attributes:
         live: Whether a person watches, so that a display may redraw itself.
-
     """
 
     def __init__(self, *, as_json: bool, aside: bool = False) -> None:

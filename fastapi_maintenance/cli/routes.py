@@ -24,7 +24,6 @@ def show_routes(application: str, out: Output) -> int:
 
     Raises:
         FailureError: If it cannot be imported, or is none.
-
     """
     entries = survey(load(application))
     out.emit("routes", app=application, routes=[asdict(entry) for entry in entries])
@@ -46,7 +45,6 @@ def load(application: str) -> object:
 
     Raises:
         FailureError: If that fails; the line names what and why.
-
     """
     module_name, colon, attributes = application.partition(":")
     if not (module_name and colon and attributes):

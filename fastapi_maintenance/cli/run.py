@@ -42,7 +42,6 @@ def run_command(
 
     Raises:
         FailureError: If the command was not started, or the service not opened.
-
     """
     path = shutil.which(command[0])
     if path is None:

@@ -31,7 +31,6 @@ class InterruptedBySignalError(Exception):
 
     Attributes:
         number: The signal.
-
     """
 
     def __init__(self, number: int) -> None:
@@ -48,7 +47,6 @@ class Signals:
     Attributes:
         held: The signals that are held back.
         before: The signals that were, for a child to go back to.
-
     """
 
     def __enter__(self) -> Self:
@@ -85,7 +83,6 @@ class Signals:
 
         Raises:
             InterruptedBySignalError: If there is one.
-
         """
         number = self.poll()
         if number is not None:
@@ -96,7 +93,6 @@ class Signals:
 
         Raises:
             InterruptedBySignalError: If a signal came, however the work ended then.
-
         """
         loop = asyncio.get_running_loop()
         number: int | None = None
@@ -128,7 +124,6 @@ class Signals:
         Returns:
             Its exit code, the negative signal where one ended it, and the signals
             that came.
-
         """
         received: list[int] = []
         while True:

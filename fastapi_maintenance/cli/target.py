@@ -51,7 +51,6 @@ class FailureError(Exception):
 
     Attributes:
         code: The exit code.
-
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -74,7 +73,6 @@ class Target:
     Raises:
         ValueError: If the name or the store URL is none.
         FailureError: If the store lives in the service's own process.
-
     """
 
     def __init__(self, url: str | None, name: str, out: Output) -> None:
@@ -101,7 +99,6 @@ class Target:
 
         Raises:
             FailureError: If it is not there and is not to be made.
-
         """
         if init or getattr(self.switch.store, "exists", True):
             return
@@ -229,7 +226,6 @@ class Target:
 
         Returns:
             One line for the error: what was found, and how the state is left.
-
         """
         self._result(report, **more)
         return (

@@ -24,7 +24,6 @@ def parse_duration(text: str, *, bare: bool = False) -> timedelta:
 
     Raises:
         ValueError: If it is no duration, or too long for a calendar.
-
     """
     word = text.strip().lower()
     if bare and _SECONDS.fullmatch(word):
@@ -55,7 +54,6 @@ def parse_moment(text: str, *, after: datetime) -> datetime:
     Raises:
         ValueError: If it is no time, is skipped here when clocks change, or happens
             twice; the message names the remedy.
-
     """
     word = text.strip()
     try:

@@ -54,7 +54,6 @@ class Store(Protocol):
         Raises:
             StoreError: If the state cannot be read. Workers then keep the last
                 one that they know.
-
         """
         ...
 
@@ -65,7 +64,6 @@ class Store(Protocol):
 
         Raises:
             StoreError: If it cannot be set.
-
         """
         ...
 
@@ -92,7 +90,6 @@ class FencedStore(Store, Protocol):
 
         Raises:
             StoreError: If that is nothing; the message names the remedy.
-
         """
         ...
 
@@ -101,7 +98,6 @@ class FencedStore(Store, Protocol):
 
         Raises:
             StoreError: If the rows cannot be read. Never an empty roster instead.
-
         """
         ...
 
@@ -131,7 +127,6 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: If it does not match ``[a-z0-9_-]{1,64}``, which is what
             file names, Redis keys and command lines have in common.
-
     """
     if not _NAME.fullmatch(str(name)):
         raise ValueError(
@@ -159,7 +154,6 @@ def open_store(url: str | None = None) -> Store:
     Examples:
         >>> open_store("memory:").location
         'memory of this process'
-
     """
     if url is None:
         url = os.environ.get(ENVIRONMENT) or f"file:{DEFAULT_PATH}"

@@ -28,7 +28,6 @@ def pass_barrier(machine: str | None = None) -> bool:
 
     Returns:
         Whether the kernel knows how; it takes about 10 ms.
-
     """
     number = _NUMBERS.get(platform.machine() if machine is None else machine)
     if number is None or not sys.platform.startswith("linux"):

@@ -28,7 +28,6 @@ class CloseOrders:
         Args:
             extra: The state's further keys.
             older: The admissions from before the state.
-
         """
         seconds = _seconds(extra.get(CLOSE_AFTER))
         if seconds is None:

@@ -24,7 +24,6 @@ def keep(make: Callable[[], int]) -> int:
 
     Raises:
         OSError: If it cannot be opened.
-
     """
     with _lock:
         descriptor = make()
@@ -37,7 +36,6 @@ def drop(descriptor: int) -> None:
 
     Raises:
         OSError: If it cannot be closed.
-
     """
     with _lock:
         _ours.discard(descriptor)

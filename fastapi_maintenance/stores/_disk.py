@@ -52,7 +52,6 @@ def read_small(path: Path) -> tuple[bytes, os.stat_result] | None:
         UntrustedFileError: If it is a device, pipe, folder, dangling link, larger
             than 64 KiB, or writable by everyone.
         OSError: If it cannot be read.
-
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -84,7 +83,6 @@ def write_atomic(path: Path, content: bytes, mode: int) -> None:
 
     Raises:
         OSError: If it cannot be written; the old file then stands.
-
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -122,7 +120,6 @@ def make_directory(path: Path, mode: int) -> None:
 
     Raises:
         OSError: If it cannot be made, or something else is in its place.
-
     """
     try:
         path.mkdir(mode)
@@ -164,7 +161,6 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
     Returns:
         Whether it was free.
-
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -186,7 +182,6 @@ def locked(path: Path, patience: float = LOCK_PATIENCE) -> Iterator[None]:
     Raises:
         TimeoutError: If somebody else has it for too long.
         OSError: If the file cannot be opened or locked.
-
     """
     limit = time.monotonic() + patience
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC

@@ -33,7 +33,6 @@ class EpochFile:
         generation: Changes when the file is made anew.
         whole: False when it replaced one that was lost, so that workers may be
             missing from the roster.
-
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +41,6 @@ class EpochFile:
         Raises:
             OSError: If it cannot be opened.
             DamagedEpochError: If it is truncated or another program's.
-
         """
         self.path = path
         self.descriptor = keep(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
@@ -80,7 +78,6 @@ class EpochFile:
 
         Raises:
             OSError: If it cannot be stored.
-
         """
         os.pwrite(self.descriptor, word(epoch), 0)
         pass_barrier()

@@ -46,7 +46,6 @@ class PolledStore:
 
         Raises:
             StoreError: If none was read yet.
-
         """
         known = self.worker(name).link.known
         if known is None:
@@ -81,7 +80,6 @@ class PolledStore:
 
         Raises:
             StoreError: If it cannot be read and never could.
-
         """
         worker = self.worker(name)
         if worker.link.known is not None:
@@ -117,7 +115,6 @@ class PolledStore:
 
         Raises:
             StoreError: Always.
-
         """
         raise StoreError(f"{self.location} does not know its workers")
 

@@ -33,7 +33,6 @@ class Announced(NamedTuple):
     Attributes:
         worker: The worker's id.
         counted_in: The digest of the directory that has its row, or ``uncounted``.
-
     """
 
     worker: str
@@ -56,7 +55,6 @@ def announce(path: Path, name: str, worker: str, counted_in: str) -> int | None:
 
     Returns:
         The descriptor, or None where the system has no such names.
-
     """
     address = f"\0{_PREFIX}/{digest_of(path, name)}/{worker}/{counted_in}"
 

@@ -28,7 +28,6 @@ class ProcessIdentity:
         boot: The kernel's boot id.
         machine: The installation's id, which outlives a boot.
         namespace: The namespaces that give pids and start times their meaning.
-
     """
 
     host: str
@@ -60,7 +59,6 @@ class ProcessIdentity:
         Args:
             observer: Who asks: the process table that is read is its own.
             proc: The process file system, which may be hidden or foreign.
-
         """
         if not self.same_boot(observer):
             return False

@@ -45,7 +45,6 @@ def check_prefix(prefix: object) -> str:
 
     Raises:
         ValueError: If it is missing or has other characters.
-
     """
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ValueError(
@@ -60,7 +59,6 @@ def split_prefix(url: str) -> tuple[str, str | None]:
 
     Raises:
         ValueError: If it is there twice, or the URL cannot be taken apart.
-
     """
     try:
         parts = urlsplit(url)
@@ -89,7 +87,6 @@ def options_of_url(url: str) -> Options:
     Raises:
         ValueError: If redis-py does not know an option, or the database is no
             number.
-
     """
     parts = urlsplit(url)
     if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
@@ -116,7 +113,6 @@ class Connector:
 
     Raises:
         ValueError: If redis-py does not know an option.
-
     """
 
     def __init__(
@@ -155,7 +151,6 @@ class Connector:
 
         Raises:
             ValueError: If it leads to replicas.
-
         """
         pool = client.connection_pool
         options = {

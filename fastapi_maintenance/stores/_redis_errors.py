@@ -41,7 +41,6 @@ class UnsettledError(TemporaryError):
 
     Attributes:
         seconds: Until it is taken for the truth.
-
     """
 
     def __init__(self, text: str, seconds: float) -> None:
@@ -56,7 +55,6 @@ def explain(error: Exception, place: str, prefix: str) -> StoreError:
         error: What redis-py raised.
         place: Where, without secrets.
         prefix: That of the store.
-
     """
     text = " ".join(str(error).split())[:300]
     for mark, known, what, kind in _REFUSALS:

@@ -67,7 +67,6 @@ def patiently(patience: float, attempt: Callable[[], T]) -> T:
     Args:
         patience: Seconds after which the last error is raised.
         attempt: What to try; a ``TemporaryError`` of it is worth another attempt.
-
     """
     ends = time.monotonic() + patience
     backoff = Backoff()

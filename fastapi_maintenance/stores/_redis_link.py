@@ -40,7 +40,6 @@ class RedisLink:
         scripts: Where it reports.
         keys: Those of its switch.
         hub: The thread that reports for it.
-
     """
 
     immediate = False
@@ -71,7 +70,6 @@ class RedisLink:
 
         Raises:
             StoreError: If Redis cannot be reached in time, or refuses.
-
         """
         worker = self.worker()
         self._field = field_of(worker.id if worker else "", self._identity)
@@ -148,7 +146,6 @@ class RedisLink:
 
         Raises:
             StoreError: If Redis cannot be reached, or refuses.
-
         """
         worker = self.worker()
         with self._turn:

@@ -67,7 +67,6 @@ def encode(
         current: Requests in flight under it.
         old: Requests in flight from before.
         oldest: Route and age in seconds of the oldest one.
-
     """
     counts = {"seen": seen, "current": current, "old": old}
     label = [oldest[0][:200], round(oldest[1], 3)] if oldest else None
@@ -85,7 +84,6 @@ def decode(field: str, value: str, *, now: int, observer: ProcessIdentity) -> En
         value: What was stored there.
         now: The server's clock, in milliseconds.
         observer: Who looks; death is proven in its own process table.
-
     """
     kernel, _, worker = field.rpartition("/")
     stamp, _, text = value.partition(" ")

@@ -48,7 +48,6 @@ class Reply:
         run: Which server process it was, or ``""`` where INFO is denied.
         rows: Fields and values of this machine's rows, if it was our turn.
         unsettled: Seconds for which a loss may still be mended by others.
-
     """
 
     epoch: int
@@ -93,7 +92,6 @@ class Scripts:
     Args:
         connector: Where they run.
         prefix: That of the store's keys.
-
     """
 
     def __init__(self, connector: Connector, prefix: str) -> None:

@@ -49,7 +49,6 @@ class Ear:
 
         Raises:
             StoreError: If Redis cannot be reached.
-
         """
         if channels == self._channels or time.monotonic() < self._denied_until:
             return False
@@ -78,7 +77,6 @@ class Ear:
 
         Raises:
             StoreError: If the connection is lost.
-
         """
         heard: set[str] = set()
         if self._pubsub is None:
@@ -132,7 +130,6 @@ class Hub:
     Args:
         connector: Where they report.
         prefix: That of the store.
-
     """
 
     def __init__(self, connector: Connector, prefix: str) -> None:
@@ -196,7 +193,6 @@ class Hub:
 
         Returns:
             The seconds until the next round at the latest.
-
         """
         pause = _SLICE
         problem: StoreError | None = None

@@ -37,7 +37,6 @@ class RunDirectory:
     Args:
         path: The store's directory, which outlives this one.
         run_dir: The directory itself; mode 0700, of the service's user.
-
     """
 
     def __init__(self, path: Path, run_dir: Path) -> None:
@@ -55,7 +54,6 @@ class RunDirectory:
 
         Raises:
             OSError: If they cannot be made.
-
         """
         if not _stands(self.path):
             make_directory(self.path, 0o755)
@@ -83,7 +81,6 @@ class RunDirectory:
 
         Raises:
             OSError: If it cannot be made. Call it while ``writing()``.
-
         """
         path = self.run_dir / f"{name}.epoch"
         with contextlib.suppress(FileNotFoundError, DamagedEpochError):
@@ -119,7 +116,6 @@ class RunDirectory:
 
         Raises:
             OSError: If they cannot be read. Never fewer rows.
-
         """
         if not HAS_LOCKS:
             return Roster(generation="", rows=(), epoch=0, whole=False)
@@ -165,7 +161,6 @@ class RunDirectory:
 
         Raises:
             OSError: If that cannot be stored.
-
         """
         with self.writing():
             epoch = self.open_epoch(name)
@@ -251,7 +246,6 @@ class RunDirectory:
 
         Raises:
             OSError: If it cannot be removed.
-
         """
         if re.fullmatch(WORKER_ID, worker) is None:
             raise FileNotFoundError(errno.ENOENT, "no worker has this id", worker)

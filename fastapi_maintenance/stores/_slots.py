@@ -57,7 +57,6 @@ class Slot:
 
         Raises:
             OSError: If it cannot be made or locked.
-
         """
         self.path = path
         text = json.dumps(asdict(identity)).encode()
@@ -141,7 +140,6 @@ class Sight:
         generation: That of the epoch file.
         epoch: The newest published epoch.
         coherent: Whether locks on this file system prove anything.
-
     """
 
     observer: ProcessIdentity
@@ -162,7 +160,6 @@ def read_rows(
 
     Raises:
         OSError: If the directory or a row cannot be read. Never fewer rows.
-
     """
     rows: list[WorkerRow] = []
     identities: dict[str, ProcessIdentity] = {}
@@ -192,7 +189,6 @@ def highest_seen(run_dir: Path, name: str) -> int:
 
     Raises:
         OSError: If the directory or a row cannot be read.
-
     """
     highest = 0
     for entry, _, _ in _entries(run_dir, name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import threading
 import weakref
@@ -16,8 +15,7 @@ from ..state import MaintenanceState
 from ._admission import Admission, held
 from ._closing import CloseOrders
 from ._link import Label, Link, Listener
-
-logger = logging.getLogger("fastapi_maintenance")
+from ._news import News
 
 COLLECT_INTERVAL: Final = 2.0
 """Seconds between two collections of garbage for the sake of cancelled requests."""
@@ -36,7 +34,6 @@ class Worker:
     One lock makes counting and reading the epoch a single step. ``current`` and
     ``old`` hold what is in flight, the oldest first. ``orders`` says which of it is
     to be closed.
-
     """
 
     def __init__(self, link: Link, title: str) -> None:
@@ -59,9 +56,8 @@ class Worker:
         self._late: deque[int] = deque()
         self._cancelled: set[int] = set()
         self._collected = -COLLECT_INTERVAL
-        self._listeners: list[Listener] = []
         self.orders = CloseOrders()
-        self._news: deque[MaintenanceState] = deque()
+        self._news = News(title)
         _renew(self)
         _everyone.add(self)
 
@@ -74,7 +70,6 @@ class Worker:
         Raises:
             StoreError: If the store cannot be reached. Callers that waited for
                 the same attempt get the same answer, at once.
-
         """
         asked = monotonic()
         with self._joining:
@@ -94,8 +89,8 @@ class Worker:
                 known, self.state = self.state, state
                 self.joined = True
                 self.link.adopted(state.epoch)
-                if (state.active or known.active) and _differs(state, known):
-                    self._news.append(state)
+                if state.active or known.active:
+                    self._news.note(state, known)
         self._tell()
 
     def _joins(self) -> None:
@@ -130,7 +125,6 @@ class Worker:
         Returns:
             The admission; its ``state`` is the one to decide by. Give it back
             with ``release`` when the request is refused.
-
         """
         number = next(_numbers)
         while True:
@@ -168,7 +162,6 @@ class Worker:
 
         Returns:
             Whether ``admission.state`` has changed and is to be decided by again.
-
         """
         with self._lock:
             news = self.link.news()
@@ -247,7 +240,7 @@ class Worker:
 
     def listen(self, listener: Listener) -> None:
         """Call a function once for each change that this worker adopts."""
-        self._listeners.append(listener)
+        self._news.listen(listener)
 
     def _adopt(self, state: MaintenanceState, entering: int = 0) -> None:
         # The entering request is decided under the new epoch. It stays counted
@@ -260,8 +253,7 @@ class Worker:
         self.link.count(len(self.current), len(self.old))
         self.link.adopted(state.epoch)
         self.orders.adopt(state.extra, self.old)
-        if _differs(state, self.state):
-            self._news.append(state)
+        self._news.note(state, self.state)
         self.state = state
         self._unsorted = True
 
@@ -306,24 +298,7 @@ class Worker:
     def _tell(self) -> None:
         if self._unsorted:
             self._sort()
-        while True:
-            try:  # Another thread may tell it, too.
-                state = self._news.popleft()
-            except IndexError:
-                return
-            logger.info(
-                "maintenance is %s: %s, epoch %d, by %s%s",
-                "on" if state.active else "off",
-                self.title,
-                state.epoch,
-                state.actor or "somebody",
-                f": {state.message}" if state.message else "",
-            )
-            for listener in tuple(self._listeners):
-                try:
-                    listener(state)
-                except Exception:
-                    logger.exception("on_change failed for epoch %d", state.epoch)
+        self._news.tell()
 
     def _forked(self) -> None:
         # The child has none of the parent's requests, threads or locks.
@@ -341,18 +316,13 @@ class Worker:
         self.link.forked()
 
 
-def _differs(state: MaintenanceState, before: MaintenanceState) -> bool:
-    # A fence publishes the same state again: no change worth telling.
-    return state.but(epoch=0) != before.but(epoch=0)
-
-
 def _renew(worker: Worker) -> None:
     worker.id = f"{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def _after_fork() -> None:
     for worker in list(_everyone):
-        worker._forked()  # this module's own  # noqa: SLF001  # this module's own
+        worker._forked()  # noqa: SLF001  # this module's own
 
 
 # Absent where there is no fork.

@@ -23,7 +23,6 @@ class EnvStore(MemoryStore):
     Raises:
         ValueError: If its value is not one of ``1 true yes on`` or ``0 false no
             off``, in any case: a misspelt word must not open a service.
-
     """
 
     def __init__(self, variable: str = "FASTAPI_MAINTENANCE_MODE") -> None:
@@ -45,7 +44,6 @@ class EnvStore(MemoryStore):
 
         Raises:
             StoreReadOnlyError: Always; a ``StoreError``.
-
         """
         raise StoreReadOnlyError(
             f"maintenance is set by the environment variable {self.variable} when the"

@@ -33,7 +33,6 @@ class FileStore:
         path: The directory. A relative one is taken from the present directory.
         run_dir: Where workers keep their rows, ``run`` inside ``path`` by default.
             A directory on ``tmpfs`` that survives no reboot is a good one.
-
     """
 
     pause = 0.02
@@ -77,7 +76,6 @@ class FileStore:
 
         Raises:
             StoreError: If it cannot be read or is no state.
-
         """
         path = self.run.state_path(name)
         try:
@@ -94,7 +92,6 @@ class FileStore:
 
         Raises:
             StoreError: If it cannot be read or is no state.
-
         """
         return await anyio.to_thread.run_sync(self.peek, name)
 
@@ -103,7 +100,6 @@ class FileStore:
 
         Raises:
             StoreError: If it cannot be written; the old state then stands.
-
         """
         return await anyio.to_thread.run_sync(self._publish, name, change)
 
@@ -112,7 +108,6 @@ class FileStore:
 
         Raises:
             StoreError: If the rows cannot be read, as by another user.
-
         """
         return await anyio.to_thread.run_sync(self._roster, name)
 

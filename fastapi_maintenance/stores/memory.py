@@ -30,7 +30,6 @@ class MemoryStore:
         >>> app = FastAPI()
         >>> @app.get("/old", dependencies=[Depends(closed)])
         ... async def old() -> None: ...
-
     """
 
     location = "memory of this process"

@@ -49,7 +49,6 @@ class RedisStore:
     Raises:
         ValueError: If the prefix is missing or the URL cannot work.
         TypeError: If ``url`` is neither a string nor a ``redis.Redis``.
-
     """
 
     pause = 0.05
@@ -82,7 +81,6 @@ class RedisStore:
 
         Raises:
             ValueError: If the prefix is missing or the URL cannot work.
-
         """
         _, prefix = split_prefix(url)
         return cls(url, prefix=check_prefix(prefix))
@@ -118,7 +116,6 @@ class RedisStore:
 
         Raises:
             StoreError: If it has read none.
-
         """
         link = self.worker(name).link
         if not link.heard:
@@ -133,7 +130,6 @@ class RedisStore:
 
         Raises:
             StoreError: If Redis cannot be reached or refuses.
-
         """
         return await anyio.to_thread.run_sync(self._read, name, abandon_on_cancel=True)
 
@@ -142,7 +138,6 @@ class RedisStore:
 
         Raises:
             StoreError: If it cannot be set.
-
         """
         return await anyio.to_thread.run_sync(self._publish, name, change)
 
@@ -151,7 +146,6 @@ class RedisStore:
 
         Raises:
             StoreError: If Redis cannot be reached for 10 seconds, or refuses.
-
         """
         return await anyio.to_thread.run_sync(
             self._roster, name, abandon_on_cancel=True
@@ -162,7 +156,6 @@ class RedisStore:
 
         Raises:
             StoreError: If Redis cannot be reached or refuses.
-
         """
         gone = set(workers)
         await anyio.to_thread.run_sync(self._forget, name, gone)
@@ -172,7 +165,6 @@ class RedisStore:
 
         Raises:
             StoreError: If Redis cannot be reached or refuses.
-
         """
         generation = self._generations.get(name)
         if generation is not None:
