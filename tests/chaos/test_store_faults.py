@@ -60,11 +60,26 @@ def test_deleted_state_directory(
     """A state that was deleted under maintenance is written back, and holds."""
     first, second = service.start(2)
     assert operator.drain().outcome == "drained"
+    assert first.get("/fast") == second.get("/fast") == 503
     with service.load(served=False):
         shutil.rmtree(state)
         until((state / "default.json").exists)
         assert json.loads((state / "default.json").read_text())["message"] == "chaos"
     assert first.get("/fast") == second.get("/fast") == 503
+
+
+def test_deleted_state_directory_that_nobody_had_read(
+    service: Service, operator: Operator, state: Path
+) -> None:
+    """Workers that know only that something was published refuse until it is set."""
+    first, second = service.start(2)
+    operator.drain()
+    shutil.rmtree(state)
+    with service.load(served=False):
+        until(lambda: len(list(state.glob("run/*.slot"))) == 2)
+        assert first.get("/fast") == second.get("/fast") == 503
+    operator.off()
+    assert first.get("/fast") == second.get("/fast") == 200
 
 
 def test_deleted_state_directory_and_stopped_worker(
