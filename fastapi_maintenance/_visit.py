@@ -10,9 +10,8 @@ from starlette.websockets import WebSocket
 from ._fastapi import Scope, effective_route
 from ._routing import Ahead
 from .decision import Coverage, label_of
-from .exemptions import documents, is_marked
+from .exemptions import documents, has_mark, is_marked
 from .handlers import UNREAD, Unread
-
 
 _NAMING: Final = ("type", "method", "path", "route", "fastapi", "endpoint")
 
@@ -91,7 +90,7 @@ def foreseen(ahead: Ahead) -> Coverage:
     effective = ahead.effective
     exempt = (
         is_marked(ahead.endpoint, effective)
-        or any(is_marked(box, None) for box in ahead.passed)
+        or any(map(has_mark, ahead.passed))
         or (
             ahead.home
             and isinstance(ahead.apps[-1], FastAPI)

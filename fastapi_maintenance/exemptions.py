@@ -103,15 +103,20 @@ Examples:
 """
 
 
-def is_marked(endpoint: object, effective: object | None) -> bool:
-    """Tell whether an endpoint or its effective route carries the marker.
+def has_mark(endpoint: object) -> bool:
+    """Tell whether an endpoint itself carries the marker.
 
-    Only the marker itself counts, so that a missing endpoint, or an object that
-    answers to every attribute, cannot look like a hit.
+    Only the marker counts, so that a missing endpoint, or an object that answers to
+    every attribute, cannot look like a hit.
     """
-    if getattr(endpoint, _MARK, None) is maintenance_exempt:
-        return True
-    return any(call is maintenance_exempt for call in direct_dependencies(effective))
+    return getattr(endpoint, _MARK, None) is maintenance_exempt
+
+
+def is_marked(endpoint: object, effective: object | None) -> bool:
+    """Tell whether an endpoint or its effective route carries the marker."""
+    return has_mark(endpoint) or any(
+        call is maintenance_exempt for call in direct_dependencies(effective)
+    )
 
 
 def is_documentation(scope: Scope, effective: object | None) -> bool:

@@ -14,7 +14,7 @@ from ._fastapi import direct_dependencies
 from ._routing import Listed, layers, listed, router_of
 from .decision import Decision
 from .door import Door
-from .exemptions import documents, is_marked
+from .exemptions import documents, has_mark, is_marked
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -126,7 +126,7 @@ def _inside(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
 
 
 def _mounted(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
-    if is_marked(app, None):
+    if has_mark(app):
         name = type(app).__name__
         yield place.mount, Entry("Mount", (), place.prefix or "/", EXEMPT, name)
         return
@@ -135,7 +135,7 @@ def _mounted(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
 
 def _closed_box(app: object, box: object, place: _Place) -> Entry:
     coverage = GUARDED if place.doors else NOT_COVERED
-    if is_marked(app, None) or is_marked(box, None):
+    if has_mark(app) or has_mark(box):
         coverage = EXEMPT
     note = _joined(_names("door", place.doors), type(box).__name__)
     return Entry("Mount", (), place.prefix or "/", coverage, note)

@@ -75,6 +75,8 @@ class MaintenanceModeMiddleware(Door):
             )
         super().__init__(app, guard, guard._decision)  # noqa: SLF001  # two halves of one thing
         self.guard = guard
+        *_, box = layers(app)
+        self._shown = router_of(box) is not None
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be a worker from before the application starts until it has ended."""
@@ -103,11 +105,11 @@ class MaintenanceModeMiddleware(Door):
             await self.app(scope, receiving, sending)
 
     def _behind(self, scope: Scope) -> object:
-        *_, box = layers(self.app)
-        app = scope.get("app")
-        if router_of(box) is not None or not isinstance(app, Starlette):
+        if self._shown:
             return self.app
         # A middleware behind this one hides what it wraps. It is the application's, if
         # this one is.
-        mine = self in layers(app.middleware_stack)
-        return app.router if mine else self.app
+        app = scope.get("app")
+        if isinstance(app, Starlette) and self in layers(app.middleware_stack):
+            return app.router
+        return self.app

@@ -1,13 +1,16 @@
 """What a door counts: all that it lets in, once, but nothing that is exempt."""
 
 import asyncio
+import gc
+import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -282,3 +285,54 @@ async def test_a_window_that_has_not_begun_closes_no_door() -> None:
     guard._switch.clock = lambda: start + timedelta(minutes=1)
     assert (await call(app, "/late")).status == 503
     assert counts(guard) == (0, 0)
+
+
+async def test_a_request_leaves_no_garbage() -> None:
+    """What a request held is free when it ends, without the garbage collector."""
+
+    class Held:
+        """Something of an application."""
+
+    async def box(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    door = opened().wrap(box)
+    await call(door)
+    held = Held()
+    seen = weakref.ref(held)
+    gc.disable()
+    try:
+        await call(door, held=held)
+        del held
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_thread_of_a_cancelled_request_is_waited_for() -> None:
+    """A sync endpoint runs on when its client is gone, and counts under its name."""
+    guard, begun, leave = opened(), threading.Event(), threading.Event()
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+
+    @app.get("/sync/{number}")
+    def sync(request: Request, number: int) -> None:
+        # A task in the scope holds a context, and that the count.
+        request.state.waiting = waiting
+        begun.set()
+        leave.wait(10)
+
+    waiting = asyncio.ensure_future(call(app, "/sync/1"))
+    await eventually(begun.is_set)
+    waiting.cancel()
+    # FastAPI waits for the thread; a server that is cut off does not.
+    for _ in range(3):
+        await asyncio.sleep(0.005)
+    current, _, oldest = guard._switch.worker.counts()
+    assert current == 1
+    assert oldest is not None
+    assert oldest[0] == "GET /sync/{number}"
+    leave.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await guard.enable()
+    await eventually(lambda: guard._switch.worker.counts() == (0, 0, None))
