@@ -308,6 +308,23 @@ async def test_holder_outlives_a_second_holder_s_publication() -> None:
     assert (await made.wait(other, plan)).drained
 
 
+@pytest.mark.parametrize(
+    "looser",
+    [
+        {"read_only": True},
+        {"until": NOW + HOUR, "auto_off": True},
+        {"since": NOW + HOUR, "begun": False},
+    ],
+)
+async def test_hold_does_not_cover_a_looser_state(looser: dict[str, Any]) -> None:
+    """A later state that keeps the hold but could let work in ends the wait."""
+    made = switch()
+    fenced = await made.fence(BRIEF, Order(), holder="one#1")
+    await made.source.publish("default", lambda state: state.but(**looser))
+    report = await made.wait(fenced, Plan(timeout=30))
+    assert report.outcome == "superseded"
+
+
 async def test_state_that_cannot_be_read_makes_a_drain_unknown() -> None:
     """Clean rows are not enough when nobody can say what the state is."""
 

@@ -180,6 +180,22 @@ def test_unknown_forms_are_nothing(scope: dict[str, Any]) -> None:
     assert not serves(scope.get("app"), scope.get("route"), effective)
 
 
+class Stale:
+    """A context that was left in a scope by something around the matched route."""
+
+    dependant = object()
+    original_route = object()
+
+
+def test_context_of_another_route_is_not_taken() -> None:
+    """A context counts only for the route that it was made of."""
+    route = object()
+    stale = {"effective_route_context": Stale()}
+    assert effective_route({"route": route, "fastapi": stale}) is route
+    stale["effective_route_context"].original_route = route
+    assert effective_route({"route": route, "fastapi": stale}) is not route
+
+
 def test_documentation_paths_are_the_settings_of_the_application() -> None:
     """The four settings have their names; None stands for FastAPI's default."""
     default = {"/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
