@@ -128,7 +128,8 @@ def built() -> FastAPI:
 
     app = FastAPI(dependencies=[Depends(guard)], docs_url=None)
     app.add_api_route("/health", healthy)
-    app.add_api_route("/secret", reached, methods=["GET", "POST"])
+    app.add_api_route("/secret", reached)
+    app.add_api_route("/secret", reached, methods=["POST"])
     app.add_api_route("/docs", reached)
     for prefix in ("/admin", "/api", "/docs"):
         router = APIRouter()
