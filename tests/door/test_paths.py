@@ -57,18 +57,7 @@ PATHS = [
     "",
     "*",
 ]
-ROOTS = [
-    "",
-    "/api",
-    "/open",
-    "/items",
-    "/sub",
-    "/static",
-    "/assets",
-    "/",
-    "/docs",
-    "/x/",
-]
+ROOTS = ["", "/api", "/open", "/sub", "/static", "/docs"]
 HOSTS = [
     b"shop.example/open?",
     b"x/docs?",
