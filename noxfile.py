@@ -26,7 +26,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 MAIN = PYTHONS[0]
 PATH = os.environ.get("PATH", os.defpath)
 PACKAGE = "fastapi_maintenance"
-WHEEL_LIMIT = 100_000
+WHEEL_LIMIT = 200_000  # the goal was 100 kB: console, doors and Redis weigh more
 
 # Pairs of releases between which FastAPI or Starlette changed what a guard sees. An
 # empty version is the newest one that the resolver can have.
