@@ -221,21 +221,12 @@ def _is_application(app: object) -> bool:
 async def _answer(
     error: Exception, ahead: Ahead, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Let the exception handlers of the innermost application answer.
-
-    Raises:
-        Exception: The error, if the door stands where they see it themselves.
-    """
-    if not ahead.apps and "starlette.exception_handlers" in scope:
-        raise error
+    """Let the exception handlers of the innermost application answer."""
     app = ahead.apps[-1] if ahead.apps else scope.get("app")
     handlers: dict[Any, Any] = {  # of all kinds of errors, as Starlette types them
         HTTPException: http_exception_handler,
         **getattr(app, "exception_handlers", {}),
     }
-    # Those answer for what the application does not handle; this is handled.
-    handlers.pop(500, None)
-    handlers.pop(Exception, None)
 
     async def refusing(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise error

@@ -22,6 +22,7 @@ from fastapi_maintenance import (
 )
 from tests.asgi import call, handshake
 from tests.door.support import CopiesScope, closed, opened
+from tests.guard.support import publish
 
 pytestmark = pytest.mark.anyio
 
@@ -234,6 +235,18 @@ async def test_only_counted_websockets_are_told_to_close(
     with pytest.raises(RuntimeError):
         await task
     assert (await drain).drained
+
+
+async def test_an_order_in_the_first_state_closes_nothing_exempt() -> None:
+    """An exempt WebSocket is excused from an order that came with its sorting out."""
+    app, guard, holds = application("door", marked=True)
+    task = asyncio.ensure_future(handshake(app, "/socket"))
+    await asyncio.wait_for(holds.entered.wait(), 5)
+    publish(guard, active=True, extra={"close_after": 0.05})
+    (timer,) = guard._switch.worker.orders._timers
+    await asyncio.to_thread(timer.join)
+    holds.leave.set()
+    assert (await task).messages[-1]["code"] == 1000
 
 
 async def test_a_websocket_let_in_under_maintenance_can_be_closed_later() -> None:
