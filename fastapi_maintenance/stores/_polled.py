@@ -51,7 +51,7 @@ class PolledStore:
         if known is None:
             raise StoreError(
                 f"{self.location} has not been read yet; use"
-                " FastAPI(lifespan=guard.lifespan), or `await` it with store.read()"
+                " FastAPI(lifespan=guard.lifespan), or ask after the first request"
             )
         return known
 

@@ -14,6 +14,7 @@ from fastapi_maintenance import (
     MaintenanceGuard,
     MemoryStore,
     StoreError,
+    open_store,
 )
 from fastapi_maintenance.exemptions import from_networks, with_header
 from tests.guard.support import closed, opened
@@ -91,6 +92,13 @@ def test_guard_refuses_wrong_arguments(
         MaintenanceGuard(**{"store": "memory:", **options})
     assert "\n" not in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", [5, b"memory:", MemoryStore])
+def test_url_of_a_store_is_a_string(wrong: Any) -> None:
+    """What is no string is no URL."""
+    with pytest.raises(TypeError, match="must be a string"):
+        open_store(wrong)
 
 
 async def coroutine(_: object) -> None: ...

@@ -183,6 +183,15 @@ async def test_same_state_read_again_is_no_news() -> None:
     admission.__exit__(None, None, None)
 
 
+async def test_what_was_read_can_be_said_before_joining() -> None:
+    """A store that somebody has awaited can tell a guard its state at once."""
+    store = OwnStore()
+    guard = MaintenanceGuard(store)
+    await guard._switch.source.read("default")
+    assert not guard._switch.worker.joined
+    assert not guard.is_active
+
+
 async def test_guards_of_one_such_store_are_workers_of_their_own() -> None:
     """Nothing is promised of them but that each goes by the store."""
     source = PolledStore(OwnStore())

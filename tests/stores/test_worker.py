@@ -79,6 +79,17 @@ def test_request_is_counted_before_the_epoch_is_read() -> None:
     assert worker.counts() == (0, 0, None)
 
 
+def test_decision_that_waited_is_taken_under_the_newest_epoch() -> None:
+    """A recheck finds the news, and counts the request as new under it."""
+    worker, engine = joined()
+    with worker.admit("work") as admission:
+        assert not worker.recheck(admission)
+        engine.state = ON
+        assert worker.recheck(admission)
+        assert (admission.state, worker.counts()[:2]) == (ON, (1, 0))
+        assert engine.told[-3:] == [("count", 0, 1), ("adopted", 7), ("count", 1, 0)]
+
+
 def test_request_that_cannot_be_counted_does_not_run() -> None:
     """A failure of the engine admits nothing and leaves nothing counted."""
     worker, engine = joined()
