@@ -1,6 +1,5 @@
 """The program itself: how it starts, what it needs, and what it leaves alone."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -125,11 +124,11 @@ def test_every_help_fits_into_80_columns(command: str) -> None:
 def test_signals_that_were_held_back_end_with_the_block() -> None:
     """What comes while a command is leaving does not strike afterwards."""
     with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert signals.poll() == signal.SIGTERM
         assert signals.poll() is None
         signals.check()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(InterruptedBySignalError, match="interrupted by SIGINT"):
             signals.check()
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
