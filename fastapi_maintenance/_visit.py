@@ -7,8 +7,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.websockets import WebSocket
 
+from ._ahead import Ahead
 from ._fastapi import Scope, effective_route
-from ._routing import Ahead
 from .decision import Coverage, label_of
 from .exemptions import documents, has_mark, is_marked
 from .handlers import UNREAD, Unread

@@ -133,6 +133,11 @@ class Decision:
             return self._decide(connection, admission)
         return None
 
+    @property
+    def asks(self) -> bool:
+        """Whether there are handlers to ask."""
+        return bool(self._handlers)
+
     def error(self, state: MaintenanceState) -> MaintenanceError:
         """Return a new error for a state."""
         wait = state.wait_seconds(self.switch.clock(), self._retry_after)

@@ -25,9 +25,9 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.websockets import WebSocket
 
+from ._ahead import Ahead, look_ahead
 from ._asking import who_asks
 from ._fastapi import Scope, direct_dependencies, effective_route
-from ._routing import Ahead, look_ahead
 from ._visit import Unopened, Unsettled, Visit, foreseen, unread
 from .closing import close_in_time
 from .decision import Coverage, Decision
@@ -120,17 +120,12 @@ class Door:
     ) -> None:
         """Decide while maintenance is on, or while its state is not known."""
         decision = self._decision
-        ahead = look_ahead(self._behind(scope), scope)
-        coverage = None if ahead is None else foreseen(ahead)
-        if (
-            ahead is None
-            or coverage is None
-            or coverage.exempt
-            or any(self._is_overridden({"app": app}) for app in ahead.apps)
-        ):
+        found = self._foresee(scope)
+        if found is None:
             await self.app(scope, receive, send)
             return
-        if self._guard in direct_dependencies(ahead.effective):
+        ahead, coverage, beside = found
+        if beside:
             await self._beside(scope, receive, send, ahead, coverage, known=known)
             return
         refusal: Exception
@@ -156,6 +151,21 @@ class Door:
                     scope.pop(self._key, None)
                 return
         await _answer(refusal, ahead, scope, receive, send)
+
+    def _foresee(self, scope: Scope) -> tuple[Ahead, Coverage, bool] | None:
+        """Return what is closed ahead, and whether the guard inside will say so."""
+        # A quick look is good enough to refuse by, but not to ask or to let in by.
+        for quick in (False,) if self._decision.asks else (True, False):
+            ahead = look_ahead(self._behind(scope), scope, quick=quick)
+            if ahead is None or any(
+                self._is_overridden({"app": app}) for app in ahead.apps
+            ):
+                continue
+            coverage = foreseen(ahead)
+            beside = self._guard in direct_dependencies(ahead.effective)
+            if not coverage.exempt and not (quick and beside):
+                return ahead, coverage, beside
+        return None
 
     async def _beside(
         self,
