@@ -63,7 +63,9 @@ async def call(
     return answer
 
 
-async def handshake(app: App, path: str = "/", **scope: object) -> Answer:
+async def handshake(
+    app: App, path: str = "/", *, send: Send | None = None, **scope: object
+) -> Answer:
     """Ask for a WebSocket and leave; more keywords replace parts of the scope."""
     answer = Answer()
     waiting = iter(({"type": "websocket.connect"},))
@@ -73,6 +75,8 @@ async def handshake(app: App, path: str = "/", **scope: object) -> Answer:
 
     async def collect(message: Message) -> None:
         answer.messages.append(message)
+        if send is not None:
+            await send(message)
 
     whole = {**_HTTP, "type": "websocket", "scheme": "ws", "subprotocols": []}
     del whole["method"]

@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from fastapi_maintenance import (
     MaintenanceGuard,
@@ -28,6 +29,17 @@ from tests.asgi import Answer, call, handshake
 RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 
 DENIAL: dict[str, object] = {"websocket.http.response": {}}
+
+
+class Files(StaticFiles):
+    """Static files that turn WebSockets away on every Starlette: 1.6 asserted."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve files."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Ran(list[str]):
@@ -165,8 +177,8 @@ def furnish(made: Shop, folder: Path) -> None:
     app.include_router(files, prefix="/v1")
 
     app.mount("/sub", _sub(made, folder))
-    app.mount("/static", StaticFiles(directory=folder))
-    app.mount("/assets", maintenance_exempt(StaticFiles(directory=folder)))
+    app.mount("/static", Files(directory=folder))
+    app.mount("/assets", maintenance_exempt(Files(directory=folder)))
     app.mount("/box", ran.box)
     app.mount(
         "/starlette",
@@ -202,7 +214,7 @@ def _sub(made: Shop, folder: Path) -> FastAPI:
     below.add_api_route("/guarded", ran.target)
     below.add_api_route("/posted", ran.posted, methods=["POST"])
     sub.mount("/below", below)
-    sub.mount("/static", StaticFiles(directory=folder))
+    sub.mount("/static", Files(directory=folder))
     return sub
 
 

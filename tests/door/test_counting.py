@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_maintenance import (
     MaintenanceGuard,
@@ -211,30 +211,50 @@ async def test_what_is_let_in_under_maintenance_is_counted() -> None:
     assert counts(guard) == (0, 0)
 
 
+async def connect(app: ASGIApp, told: list[Message]) -> None:
+    """Open a WebSocket, and note what the client is told."""
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    await handshake(app, "/socket", send=send)
+
+
+def closes(told: list[Message]) -> list[int]:
+    """Return the codes with which a client was told to close."""
+    return [m["code"] for m in told if m["type"] == "websocket.close"]
+
+
 @pytest.mark.parametrize("way", ["door", "both"])
-@pytest.mark.parametrize("marked", [False, True])
-async def test_only_counted_websockets_are_told_to_close(
-    way: str, *, marked: bool
-) -> None:
-    """``close_after`` closes what came through the door with 1012, but none exempt."""
-    app, guard, holds = application(way, marked=marked)
-    task = asyncio.ensure_future(handshake(app, "/socket"))
+async def test_counted_websockets_are_told_to_close(way: str) -> None:
+    """``close_after`` closes what came through the door with 1012."""
+    app, guard, holds = application(way, marked=False)
+    told: list[Message] = []
+    task = asyncio.ensure_future(connect(app, told))
     await asyncio.wait_for(holds.entered.wait(), 5)
     await guard.enable()
     drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=0.01))
-    if marked:
-        assert (await drain).drained
-        for _ in range(10):
-            await asyncio.sleep(0.005)
-        holds.leave.set()
-        answer = await task
-        assert answer.messages[-1]["code"] == 1000
-        return
-    await eventually(lambda: bool(guard._switch.worker.orders._due))
+    await eventually(lambda: closes(told) == [1012])
     holds.leave.set()
     with pytest.raises(RuntimeError):
         await task
     assert (await drain).drained
+    assert closes(told) == [1012]
+
+
+@pytest.mark.parametrize("way", ["door", "both"])
+async def test_exempt_websockets_are_told_nothing(way: str) -> None:
+    """``close_after`` leaves alone what is exempt."""
+    app, guard, holds = application(way, marked=True)
+    told: list[Message] = []
+    task = asyncio.ensure_future(connect(app, told))
+    await asyncio.wait_for(holds.entered.wait(), 5)
+    await guard.enable()
+    assert (await guard.drain(timeout=5, close_after=0.01)).drained
+    assert guard._switch.worker.orders._timers == []
+    holds.leave.set()
+    await task
+    assert closes(told) == [1000]
 
 
 async def test_an_order_in_the_first_state_closes_nothing_exempt() -> None:
@@ -255,22 +275,17 @@ async def test_a_websocket_let_in_under_maintenance_can_be_closed_later() -> Non
     app = FastAPI()
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
     app.add_api_websocket_route("/socket", holds.socket)
-    async with _open(app, holds) as task:
-        await guard.disable()
-        await guard.enable()
-        drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=0.0))
-        await eventually(lambda: bool(guard._switch.worker.orders._due))
-        holds.leave.set()
-        with pytest.raises(RuntimeError):
-            await task
-        assert (await drain).drained
-
-
-@asynccontextmanager
-async def _open(app: ASGIApp, holds: Holds) -> AsyncIterator[asyncio.Future[Any]]:
-    task: asyncio.Future[Any] = asyncio.ensure_future(handshake(app, "/socket"))
+    told: list[Message] = []
+    task = asyncio.ensure_future(connect(app, told))
     await asyncio.wait_for(holds.entered.wait(), 5)
-    yield task
+    await guard.disable()
+    await guard.enable()
+    drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=0.0))
+    await eventually(lambda: closes(told) == [1012])
+    holds.leave.set()
+    with pytest.raises(RuntimeError):
+        await task
+    assert (await drain).drained
 
 
 async def test_a_cancelled_request_gives_its_count_back() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
@@ -375,6 +376,26 @@ async def test_a_route_of_a_user_s_own_is_closed(match: Match | None) -> None:
     route.match = Match.FULL
     await call(app, "/anything")
     assert route.ran
+
+
+class Everywhere(APIRoute):
+    """A route that does not match by its pattern, as one for versions in headers."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match everything."""
+        return Match.FULL, {"endpoint": self.endpoint, "route": self}
+
+
+@pytest.mark.parametrize("handlers", [None, lambda _: False])
+async def test_routes_that_match_by_themselves_are_asked(handlers: Any) -> None:
+    """A route class of a user's own is foreseen as it matches, not by its path."""
+    app, ran = FastAPI(), Ran()
+    store = MemoryStore(active=True)
+    app.add_middleware(MaintenanceModeMiddleware, store=store, exempt_handler=handlers)
+    app.router.routes.append(Everywhere("/v1", maintenance_exempt(_open)))
+    app.add_api_route("/target", ran.target)
+    assert (await call(app, "/target")).status == 200
+    assert ran == []
 
 
 class Opens(Chosen):
