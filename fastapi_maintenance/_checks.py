@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import unicodedata
 from datetime import datetime, timedelta
@@ -57,6 +58,21 @@ def check_text(text: str | None, name: str) -> None:
                 f"{name} must be one line of valid text without {character!r}:"
                 f" {text[:80]!r}"
             )
+
+
+def check_listener(listener: object, name: str) -> None:
+    """Refuse what cannot be called with a change, from any thread.
+
+    Raises:
+        TypeError: If it is not callable, or a coroutine function.
+    """
+    if not callable(listener):
+        raise TypeError(f"{name} must be callable, not {listener!r}")
+    if inspect.iscoroutinefunction(listener):
+        raise TypeError(
+            f"{name} must be a plain function: it is called in whichever thread"
+            f" noticed the change, and nothing awaits {listener!r}"
+        )
 
 
 def whole_seconds(value: float | timedelta, name: str) -> int:

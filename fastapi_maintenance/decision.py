@@ -126,7 +126,9 @@ class Decision:
             # At once, before anything is awaited: a request that is cancelled in
             # between must give its count back.
             stack.push(admission)
-            if isinstance(connection, WebSocket):
+            # The type first: classes of connections are slow to tell apart.
+            kind = connection.scope["type"]
+            if kind == "websocket" and isinstance(connection, WebSocket):
                 let_go = close_in_time(worker, admission.number, connection)
                 stack.callback(let_go)
         if admission.state.active:

@@ -1,6 +1,5 @@
 """The guard: the dependency, and a façade over the switch and the decision."""
 
-import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
@@ -9,7 +8,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
-from ._checks import check_text, whole_seconds
+from ._checks import check_listener, check_text, whole_seconds
 from ._fastapi import OUTER_STACK
 from .closing import Closing
 from .decision import Decision
@@ -19,7 +18,7 @@ from .handlers import ExemptHandlers, HandlerChain
 from .orders import Order
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState
-from .stores import Store, describe, open_store
+from .stores import Store, as_store, describe
 from .switch import Switch
 from .waiting import Plan
 from .work import AdmittedWork
@@ -76,25 +75,11 @@ class MaintenanceGuard:
         handler_timeout: float = 2.0,
         on_change: Callable[[MaintenanceState], object] | None = None,
     ) -> None:
-        if store is None or isinstance(store, str):
-            store = open_store(store)
-        if isinstance(store, type) or not isinstance(store, Store):
-            raise TypeError(
-                f"store must be a Store, a URL or None, not {store!r}; for example"
-                ' "file:/var/lib/shop/maintenance"'
-            )
-        if on_change is not None and not callable(on_change):
-            raise TypeError(f"on_change must be callable, not {on_change!r}")
-        if inspect.iscoroutinefunction(on_change):
-            raise TypeError(
-                "on_change must be a plain function: it is called in whichever thread"
-                f" noticed the change, and nothing awaits {on_change!r}"
-            )
         if not isinstance(detail, str):
             raise TypeError(f"detail must be a string, not {detail!r}")
         check_text(detail, "detail")
         self._detail = detail
-        self._switch = Switch(store, name)
+        self._switch = Switch(as_store(store), name)
         self._decision = Decision(
             self._switch,
             HandlerChain(exempt_handler, handler_timeout),
@@ -104,11 +89,12 @@ class MaintenanceGuard:
         )
         self._closing = Closing(self._switch.worker)
         if on_change is not None:
+            check_listener(on_change, "on_change")
             self._switch.worker.listen(on_change)
 
     def __repr__(self) -> str:
-        place = describe(self._switch.source)
-        return f"<MaintenanceGuard {self._switch.name!r} of {place}>"
+        switch = self._switch
+        return f"<MaintenanceGuard {switch.name!r} of {describe(switch.source)}>"
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """Admit a matched request, or refuse it; FastAPI calls this.
@@ -258,7 +244,7 @@ class MaintenanceGuard:
                 clock; or an argument cannot work.
             StoreError: If the store cannot be read or set.
         """
-        return await self._switch.drain(_plan(timeout, workers, close_after))
+        return await self._switch.drain(Plan.spoken(timeout, workers, close_after))
 
     def maintenance(
         self,
@@ -285,7 +271,7 @@ class MaintenanceGuard:
             StoreError: If the store cannot be read or set.
         """
         return self._switch.maintenance(
-            _plan(drain_timeout, workers, None),
+            Plan.spoken(drain_timeout, workers),
             message=message,
             until=until,
             stay_on_error=stay_on_error,
@@ -312,12 +298,3 @@ class MaintenanceGuard:
             StoreError: On entering, if the store has never been reached.
         """
         return AdmittedWork(self._decision)
-
-
-def _plan(timeout: float, workers: int, close_after: float | None) -> Plan:
-    return Plan(
-        timeout=timeout,
-        workers=workers,
-        vouched=type(workers) is int and workers > 1,
-        close_after=close_after,
-    )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
 import anyio
 
@@ -55,6 +56,22 @@ class Plan:
             raise ValueError(
                 f"workers must be a whole number, 0 or more, not {self.workers!r}"
             )
+
+    @classmethod
+    def spoken(
+        cls, timeout: float, workers: int, close_after: float | None = None
+    ) -> Self:
+        """Return the plan of who asks in code: more than one worker are all of them.
+
+        Raises:
+            ValueError: If a number is negative, not finite or not whole.
+        """
+        return cls(
+            timeout=timeout,
+            workers=workers,
+            vouched=type(workers) is int and workers > 1,
+            close_after=close_after,
+        )
 
     def fenced(self, state: MaintenanceState, now: datetime) -> MaintenanceState:
         """Return a state in the form that can be fenced: in force, on no clock.

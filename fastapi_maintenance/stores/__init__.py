@@ -136,6 +136,23 @@ def check_name(name: str) -> str:
     return name
 
 
+def as_store(store: Store | str | None) -> Store:
+    """Return a store as it is, or the one that a URL or the environment names.
+
+    Raises:
+        TypeError: If it is none of them.
+        ValueError: If the URL names no store.
+    """
+    if store is None or isinstance(store, str):
+        return open_store(store)
+    if isinstance(store, type) or not isinstance(store, Store):
+        raise TypeError(
+            f"store must be a Store, a URL or None, not {store!r}; for example"
+            ' "file:/var/lib/shop/maintenance"'
+        )
+    return store
+
+
 def open_store(url: str | None = None) -> Store:
     """Return the store that a URL names, without touching disk or network.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import current_task
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -25,7 +25,7 @@ class Admission:
     of those copies to die gives the count back.
     """
 
-    __slots__ = ("__weakref__", "_token", "number", "outer", "state", "worker")
+    __slots__ = ("_token", "number", "outer", "state", "worker")
 
     def __init__(self, worker: Worker, number: int, state: MaintenanceState) -> None:
         self.worker = worker
@@ -54,7 +54,15 @@ class Admission:
         number = self.number
         if not number:
             return
-        if _cancelling() or (error is not None and _was_cancelled(error)):
+        try:
+            task = current_task()
+        except RuntimeError:
+            task = None  # A thread, or another event loop.
+        # A dependency or an exception handler inside may have made an answer of the
+        # cancellation: the task still knows of it.
+        if (task is not None and task.cancelling()) or (
+            error is not None and _was_cancelled(error)
+        ):
             self.worker.cancelled(number)
         else:
             self.number = 0
@@ -80,16 +88,6 @@ def held() -> Iterator[Admission]:
         if admission.number:
             yield admission
         admission = admission.outer
-
-
-def _cancelling() -> bool:
-    # A dependency or an exception handler inside may have made an answer of the
-    # cancellation: the task still knows of it.
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return False  # A thread, or another event loop.
-    return task is not None and task.cancelling() > 0
 
 
 def _was_cancelled(error: BaseException) -> bool:

@@ -77,9 +77,9 @@ class FileWorker(Worker):
         except (OSError, StoreError) as error:
             self.link.lost_its_row(error)
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         self._keeper = None  # The thread stayed in the parent.
-        super()._forked()
+        super().forked()
 
 
 def _keep(reference: weakref.ref[FileWorker], stop: threading.Event) -> None:

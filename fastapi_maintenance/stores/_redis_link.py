@@ -255,8 +255,8 @@ class RedisWorker(Worker):
         # Containers number their processes alike: more chance than one machine needs.
         self.id += os.urandom(4).hex()
 
-    def _forked(self) -> None:
-        super()._forked()
+    def forked(self) -> None:
+        super().forked()
         self._rename()
 
 

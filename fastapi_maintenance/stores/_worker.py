@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
-import weakref
-from collections import deque
 from itertools import count
 from time import monotonic
 from typing import Final
@@ -14,14 +11,12 @@ from typing import Final
 from ..state import MaintenanceState
 from ._admission import Admission, held
 from ._closing import CloseOrders
+from ._fork import renew_in_children
+from ._leftovers import Leftovers
 from ._link import Label, Link, Listener
 from ._news import News
 
-COLLECT_INTERVAL: Final = 2.0
-"""Seconds between two collections of garbage for the sake of cancelled requests."""
-
 _numbers: Final = count(1)
-_everyone: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
 class Worker:
@@ -39,7 +34,6 @@ class Worker:
     def __init__(self, link: Link, title: str) -> None:
         self.link = link
         self.title = title
-        self.id = ""
         self.joined = False
         self.state = MaintenanceState()
         self.current: dict[int, tuple[str | Label, float]] = {}
@@ -53,13 +47,12 @@ class Worker:
         self._lock = threading.Lock()
         self._joining = threading.Lock()
         self._aside = False
-        self._late: deque[int] = deque()
-        self._cancelled: set[int] = set()
-        self._collected = -COLLECT_INTERVAL
+        self._leftovers = Leftovers()
+        self._late = self._leftovers.late
         self.orders = CloseOrders()
         self._news = News(title)
-        _renew(self)
-        _everyone.add(self)
+        self.id = _new_id()
+        renew_in_children(self)
 
     def join(self, patience: float = 2.0) -> None:
         """Join the store if this process has not; before anything is admitted.
@@ -201,7 +194,7 @@ class Worker:
     def cancelled(self, number: int) -> None:
         """Note work that was cancelled, and is counted until its threads have ended."""
         with self._lock:
-            self._cancelled.add(number)
+            self._leftovers.expect(number)
 
     def refresh(self) -> None:
         """Adopt what is new; for keepers, and before the state is shown."""
@@ -214,7 +207,8 @@ class Worker:
 
     def counts(self) -> tuple[int, int, tuple[str, float] | None]:
         """Return current and old counts, and route and start of the oldest."""
-        self._collect()
+        if self.state.active:
+            self._leftovers.collect()
         self._sort()
         with self._lock:
             self._settle()
@@ -267,9 +261,8 @@ class Worker:
                 for number, (label, _) in counted.items()
                 if not isinstance(label, str)
             ]
-        # Outside the lock: it runs code of the routes.
         for number, label in unseen:
-            if label.is_exempt():
+            if label.is_exempt():  # Outside the lock: it runs code of the routes.
                 self.release(number)
                 self.orders.excuse(number)
 
@@ -278,20 +271,8 @@ class Worker:
             self._sweep()
             self.link.count(len(self.current), len(self.old))
 
-    def _collect(self) -> None:
-        # The traceback of a cancellation and its frames refer to each other, and to a
-        # context that holds the count. An idle process would keep them, and with them
-        # up whoever waits, until it happens to collect its garbage.
-        if self._cancelled and self.state.active:
-            now = monotonic()
-            if now - self._collected >= COLLECT_INTERVAL:
-                self._collected = now
-                gc.collect()
-
     def _sweep(self) -> None:
-        while self._late:
-            number = self._late.popleft()
-            self._cancelled.discard(number)
+        for number in self._leftovers.settled():
             self.current.pop(number, None)
             self.old.pop(number, None)
 
@@ -300,30 +281,20 @@ class Worker:
             self._sort()
         self._news.tell()
 
-    def _forked(self) -> None:
-        # The child has none of the parent's requests, threads or locks.
+    def forked(self) -> None:
+        """Begin anew in a child, without the parent's requests, threads and locks."""
         self._lock = threading.Lock()
         self._joining = threading.Lock()
         self.current.clear()
         self.old.clear()
-        self._late.clear()
-        self._cancelled.clear()
+        self._leftovers.clear()
         self.orders = CloseOrders()
         self._users = 0
         self.joined = False
         self.state = MaintenanceState()
-        _renew(self)
+        self.id = _new_id()
         self.link.forked()
 
 
-def _renew(worker: Worker) -> None:
-    worker.id = f"{os.getpid()}-{os.urandom(4).hex()}"
-
-
-def _after_fork() -> None:
-    for worker in list(_everyone):
-        worker._forked()  # noqa: SLF001  # this module's own
-
-
-# Absent where there is no fork.
-getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)
+def _new_id() -> str:
+    return f"{os.getpid()}-{os.urandom(4).hex()}"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from ..fence import Roster, WorkerRow
 from ..state import MaintenanceState, next_epoch
 from . import Change
+from ._fork import renew_in_children
 from ._worker import Worker
 
 
@@ -40,6 +41,7 @@ class MemoryStore:
         self._states: dict[str, MaintenanceState] = {}
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
+        renew_in_children(self)
 
     def peek(self, name: str) -> MaintenanceState:
         """Return the present state."""
@@ -57,6 +59,10 @@ class MemoryStore:
             self._states[name] = state
         self.worker(name).refresh()
         return state
+
+    def forked(self) -> None:
+        """Begin anew in a child, where a thread of the parent may have had the lock."""
+        self._lock = threading.Lock()
 
     def worker(self, name: str) -> Worker:
         """Return the one worker of this process."""

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 
+import anyio
 import pytest
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
@@ -130,6 +131,17 @@ def test_forked_child_is_another_worker() -> None:
     assert told.startswith("(((0, 0, None), False, 0), 1, '")
     assert worker.id not in told
     assert worker.counts()[0] == 0
+
+
+def test_forked_child_can_publish_whatever_the_parent_was_doing() -> None:
+    """A lock that a thread of the parent had when it forked does not stop a child."""
+    store = MemoryStore()
+    with store._lock:
+        child = os.fork()
+        if child == 0:
+            anyio.run(store.publish, "default", lambda state: state.but(active=True))
+            os._exit(0 if store.peek("default").active else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_next_epoch_is_larger_than_all_that_are_known() -> None:
