@@ -107,8 +107,9 @@ class Decision:
             MaintenanceError: If it is refused; or ``WebSocketException``. What is left
                 to await raises them too.
         """
+        scope = connection.scope
         if coverage is None:
-            coverage = self.coverage(connection.scope)
+            coverage = self.coverage(scope)
         if coverage.exempt:
             return None
         switch = self.switch
@@ -117,7 +118,7 @@ class Decision:
             return self._take_late(connection, stack, coverage)
         if worker.state.active and not self._handlers:
             # To refuse, nothing needs to be counted: no work will run.
-            self._refuse_at_once(connection.scope, worker.look())
+            self._refuse_at_once(scope, worker.look())
         admission = worker.admit(coverage.label)
         if stack is None:
             worker.stand_aside("this FastAPI has no exit stack to count requests on")
@@ -127,8 +128,7 @@ class Decision:
             # between must give its count back.
             stack.push(admission)
             # The type first: classes of connections are slow to tell apart.
-            kind = connection.scope["type"]
-            if kind == "websocket" and isinstance(connection, WebSocket):
+            if scope["type"] == "websocket" and isinstance(connection, WebSocket):
                 let_go = close_in_time(worker, admission.number, connection)
                 stack.callback(let_go)
         if admission.state.active:

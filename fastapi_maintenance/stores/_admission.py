@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import current_task
 from collections.abc import Iterator
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -31,7 +32,10 @@ class Admission:
         self.worker = worker
         self.number = number
         self.state = state
-        self.outer: Admission | None = _holding.get()
+        outer = _holding.get()
+        while outer is not None and not outer.number:
+            outer = outer.outer  # It ended, and its context serves on.
+        self.outer: Admission | None = outer
         self._token: Token[Admission | None] | None = _holding.set(self)
 
     def __enter__(self) -> Self:
@@ -43,14 +47,7 @@ class Admission:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        token = self._token
-        if token is not None:
-            self._token = None
-            try:  # noqa: SIM105  # half the cost, on every request
-                _holding.reset(token)
-            except ValueError:
-                # Another task closes the stack: its context never held this.
-                pass
+        token, self._token = self._token, None
         number = self.number
         if not number:
             return
@@ -64,7 +61,13 @@ class Admission:
             error is not None and _was_cancelled(error)
         ):
             self.worker.cancelled(number)
+            if token is not None:
+                # This context goes on, and works for the request no more. Where
+                # another task closes the stack, its context never did.
+                with suppress(ValueError):
+                    _holding.reset(token)
         else:
+            # Left in the context, it says that it has ended: a reset would be felt.
             self.number = 0
             self.worker.release(number)
 

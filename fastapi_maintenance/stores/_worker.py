@@ -172,15 +172,18 @@ class Worker:
 
     def release(self, number: int) -> None:
         """Take one piece of work out of the counts."""
+        if self._count is None:
+            # Without the lock: whoever moves it copies it to ``old`` first, in one
+            # step, and this looks there last. Neither can bring it back.
+            self.current.pop(number, None)
+            self.old.pop(number, None)
+            return
         with self._lock:
-            if self.current.pop(number, None) is None and (
-                self.old.pop(number, None) is None
-            ):
-                return
+            self.current.pop(number, None)
+            self.old.pop(number, None)
             if self._late:
                 self._sweep()
-            if self._count is not None:
-                self._count(len(self.current), len(self.old))
+            self._count(len(self.current), len(self.old))
 
     def release_later(self, number: int) -> None:
         """Release from a place that may hold the lock already."""

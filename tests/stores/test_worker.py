@@ -1,7 +1,10 @@
 """One process as a store sees it: counting in one step, joining, leaving, telling."""
 
 import contextvars
+import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -321,3 +324,64 @@ def test_one_place_is_one_worker() -> None:
             "default",
             lambda: OfAnotherEngine(engine, "a test"),
         )
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_threads_and_changes_lose_no_count(immediate: bool) -> None:
+    """Whatever threads admit and release while the state moves, all is given back."""
+    engine = Engine()
+    engine.immediate = immediate
+    worker = Worker(engine, "'default' in a test")
+    worker.join()
+    done = threading.Event()
+    most = 0
+
+    def work() -> None:
+        while not done.is_set():
+            with worker.admit("work"):
+                pass
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for epoch in range(2, 500):
+            engine.state = MaintenanceState(epoch=epoch)
+            worker.refresh()
+            current, old, _ = worker.counts()
+            most = max(most, current + old)
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+    for thread in threads:
+        thread.join(30)
+    assert 0 < most <= len(threads)
+    assert worker.counts() == (0, 0, None)
+
+
+class Interrupted(dict[int, Any]):
+    """What is old, and another thread that releases while it grows."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        super().__init__()
+        self.release = release
+
+    def update(self, *others: Any, **more: Any) -> None:  # a dict's own
+        super().update(*others, **more)
+        self.release()
+
+
+def test_a_release_between_the_two_steps_of_a_move_is_not_lost() -> None:
+    """What is released while it is moved to the old counts is in neither after that."""
+    engine = Engine()
+    engine.immediate = False
+    worker = Worker(engine, "'default' in a test")
+    worker.join()
+    admission = worker.admit("work")
+    worker.old = Interrupted(lambda: worker.release(admission.number))
+    engine.state = ON
+    worker.refresh()
+    assert worker.counts() == (0, 0, None)
+    admission.release()
