@@ -26,6 +26,8 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 MAIN = PYTHONS[0]
 PATH = os.environ.get("PATH", os.defpath)
 PACKAGE = "fastapi_maintenance"
+# Most tests wait for processes: more of them than there are cores run side by side.
+SIDE_BY_SIDE = ["-n", "4", "--dist", "worksteal"]
 WHEEL_LIMIT = 200_000  # the goal was 100 kB: console, doors and Redis weigh more
 
 # Pairs of releases between which FastAPI or Starlette changed what a guard sees. An
@@ -92,7 +94,7 @@ def tests(session: nox.Session) -> None:
     tried once more, which the report shows as an R.
     """
     prepare(session, *groups("full"))
-    again = ["--reruns", "1", junit(session), *session.posargs]
+    again = [*SIDE_BY_SIDE, "--reruns", "1", junit(session), *session.posargs]
     if session.python != MAIN:
         kinds = "not browser and not chaos and not servers"
         session.run("pytest", "-m", kinds, *OTHER_PYTHONS, *again)
@@ -128,7 +130,8 @@ def matrix(session: nox.Session, fastapi: str, starlette: str) -> None:
         "-m",
         "not servers",
     ]
-    session.run("pytest", *tried, junit(session), *forgiven, *session.posargs)
+    options = [*SIDE_BY_SIDE, junit(session), *forgiven, *session.posargs]
+    session.run("pytest", *tried, *options)
 
 
 @nox.session
