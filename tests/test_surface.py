@@ -42,6 +42,9 @@ def test_exports_are_the_documented_names() -> None:
     """`__all__` is what is documented, sorted, and there is nothing else."""
     assert set(fastapi_maintenance.__all__) == PUBLIC
     assert list(fastapi_maintenance.__all__) == sorted(fastapi_maintenance.__all__)
+    for name in PUBLIC:
+        assert name in dir(fastapi_maintenance)
+        assert getattr(fastapi_maintenance, name) is not None
     public = {
         name
         for name, value in vars(fastapi_maintenance).items()
@@ -73,7 +76,8 @@ def test_import_loads_no_optional_package() -> None:
             (
                 f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r});"
                 " import fastapi; before = set(sys.modules);"
-                " import fastapi_maintenance; print(*sys.modules.keys() - before)"
+                " from fastapi_maintenance import *;"
+                " print(*sys.modules.keys() - before)"
             ),
         ],
         check=True,
@@ -87,6 +91,31 @@ def test_import_loads_no_optional_package() -> None:
     ours = {name for name in loaded if name.startswith("fastapi_maintenance.")}
     assert not {name for name in ours if ".cli" in name or ".redis" in name}
     assert "fastapi_maintenance.testing" not in ours
+
+
+def test_the_command_line_never_loads_fastapi() -> None:
+    """Switching and waiting start at once: FastAPI would take longer than all else."""
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r});"
+                " import fastapi_maintenance.cli.app; print(*sys.modules)"
+            ),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert "typer" in loaded
+    assert {"fastapi", "starlette", "pydantic"} & set(loaded) == set()
+
+
+def test_a_name_that_is_not_there_is_none_to_checkers_either() -> None:
+    """Loading names when they are asked for makes up no others."""
+    with pytest.raises(AttributeError, match="no attribute 'MaintenanceGard'"):
+        fastapi_maintenance.MaintenanceGard  # type: ignore[attr-defined]  # noqa: B018  # that mypy wants this is half of the test
 
 
 ORDER = [
