@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,3 +31,26 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def anyio_backend() -> str:
     """Async tests run on asyncio; those for Trio too name it themselves."""
     return "asyncio"
+
+
+MEASURING = "COVERAGE_PROCESS_CONFIG"
+"""Where coverage tells the processes that it follows what to measure."""
+
+UNTRACED = ("browser", "chaos", "servers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Start the programs of some kinds of tests without measuring them.
+
+    What these show is time, faults and counts, not lines, which others cover; tracing
+    would make every server of theirs three times as slow.
+    """
+    kept = os.environ.get(MEASURING)
+    if kept and any(item.get_closest_marker(kind) for kind in UNTRACED):
+        del os.environ[MEASURING]
+    try:
+        return (yield)
+    finally:
+        if kept:
+            os.environ[MEASURING] = kept
