@@ -4,17 +4,17 @@ import asyncio
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import pytest
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBasic
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 from fastapi_maintenance import (
     FileStore,
@@ -92,9 +92,10 @@ class Service:
         """Where it is."""
         return f"http://127.0.0.1:{self.port}"
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something in the loop of the service."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something in the loop of the service, while that of the test goes on."""
+        done = asyncio.run_coroutine_threadsafe(work, self.loop)
+        return await asyncio.wait_for(asyncio.wrap_future(done), 30)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -114,6 +115,12 @@ class Service:
             self.loop.close()
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for all tests of a module, as they share its browser."""
+    return "asyncio"
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """A running service whose state is in a directory of its own."""
@@ -123,81 +130,91 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
     """The browser of this machine; without one these tests fail."""
     path = shutil.which("chromium")
     assert path, "install chromium, as with apt-get"
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+    # Not the driver that blocks: it switches greenlets, and a run under coverage that
+    # followed them has hung.
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
-        browser.close()
+        await browser.close()
 
 
 class Visitor:
     """One person with a browser, who notes what it complains about."""
 
-    def __init__(
-        self,
+    def __init__(self, context: BrowserContext, page: Page) -> None:
+        self.context = context
+        self.complaints: list[str] = []
+        self.page = page
+        self.page.set_default_timeout(15_000)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self._note(message.text))
+
+    @classmethod
+    async def arrive(
+        cls,
         browser: Browser,
         *,
         scheme: Literal["light", "dark"] = "light",
         width: int = 1280,
         motion: Literal["reduce", "no-preference"] = "no-preference",
         scripts: bool = True,
-    ) -> None:
-        self.context: BrowserContext = browser.new_context(
+    ) -> Self:
+        """Sit down at a browser of their own."""
+        context = await browser.new_context(
             color_scheme=scheme,
             viewport={"width": width, "height": 720},
             reduced_motion=motion,
             java_script_enabled=scripts,
             http_credentials={"username": "ada", "password": "lovelace"},
         )
-        self.complaints: list[str] = []
-        self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self._note(message.text))
+        return cls(context, await context.new_page())
 
     def _note(self, text: str) -> None:
         # That an answer is a 503 is what these tests are about.
         if "the server responded with a status of" not in text:
             self.complaints.append(text)
 
-    def violations(self) -> list[str]:
+    async def violations(self) -> list[str]:
         """Return what axe finds that is not accessible on the page as it stands."""
         source = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
-        self.page.evaluate(source)
-        found = self.page.evaluate("axe.run({resultTypes: ['violations']})")
+        await self.page.evaluate(source)
+        found = await self.page.evaluate("axe.run({resultTypes: ['violations']})")
         return [
             f"{item['id']}: {node['html']} {node['failureSummary']}"
             for item in found["violations"]
             for node in item["nodes"]
         ]
 
-    def overflows(self) -> bool:
+    async def overflows(self) -> bool:
         """Tell whether the page is wider than the screen."""
         return bool(
-            self.page.evaluate(
+            await self.page.evaluate(
                 "(({scrollWidth, clientWidth}) => scrollWidth > clientWidth)"
                 "(document.documentElement)"
             )
         )
 
 
-Visit = Callable[..., Visitor]
+Visit = Callable[..., Awaitable[Visitor]]
 """Makes a visitor, with the options of one."""
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
+async def visit(browser: Browser) -> AsyncIterator[Visit]:
     """Make visitors; what their browsers complain about fails the test."""
     visitors: list[Visitor] = []
 
-    def make(**options: Any) -> Visitor:  # those of a visitor
-        visitors.append(Visitor(browser, **options))
+    async def make(**options: Any) -> Visitor:  # those of a visitor
+        visitors.append(await Visitor.arrive(browser, **options))
         return visitors[-1]
 
     yield make
     for visitor in visitors:
-        visitor.context.close()
+        # An answer that a test makes up may be under way, and would fail the next test.
+        await visitor.page.unroute_all(behavior="wait")
+        await visitor.context.close()
     assert [text for visitor in visitors for text in visitor.complaints] == []
