@@ -27,7 +27,7 @@ MAIN = PYTHONS[0]
 PATH = os.environ.get("PATH", os.defpath)
 PACKAGE = "fastapi_maintenance"
 # Most tests wait for processes: more of them than there are cores run side by side.
-SIDE_BY_SIDE = ["-n", "4", "--dist", "worksteal"]
+SIDE_BY_SIDE = ["-n", "3", "--dist", "worksteal"]
 WHEEL_LIMIT = 200_000  # the goal was 100 kB: console, doors and Redis weigh more
 
 # Pairs of releases between which FastAPI or Starlette changed what a guard sees. An

@@ -97,6 +97,36 @@ async def test_console_works_from_the_keyboard(service: Service, visit: Visit) -
     await expect(page.get_by_label("Message")).to_be_focused()
 
 
+async def test_console_forgets_an_answer_that_a_change_overtook(
+    service: Service, visit: Visit
+) -> None:
+    """What was asked before a change and comes after it does not undo its page."""
+    page = await opened(service, await visit())
+    asked, changed = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        if route.request.method == "GET" and not asked.is_set():
+            answer = await route.fetch()
+            asked.set()
+            await changed.wait()
+            await route.fulfill(response=answer)
+        else:
+            await route.continue_()
+
+    await page.route("**/maintenance", hold)
+    await asyncio.wait_for(asked.wait(), 30)
+    await page.get_by_label("Make a bypass token").check()
+    await page.get_by_role("button", name="Switch on").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Switch on").click()
+    await expect(page.locator("#token")).to_be_visible()
+    async with page.expect_response("**/maintenance") as late:
+        changed.set()
+    assert (await (await late.value).json())["active"] is False
+    await expect(page.locator("#verdict")).to_have_text("Drained")
+    await expect(page.locator("#word")).to_have_text("Under maintenance")
+    await expect(page.locator("#token")).to_be_visible()
+
+
 async def test_console_shows_a_drain_as_it_goes(service: Service, visit: Visit) -> None:
     """What still runs is shown with its route, and the end of it as it comes."""
     client = HTTPConnection("127.0.0.1", service.port, timeout=60)
