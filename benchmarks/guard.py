@@ -110,8 +110,8 @@ async def let_in(connection: HTTPConnection) -> bool:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=40)
     options = parser.parse_args()
     best = asyncio.run(measure(options.rounds, options.requests))
     base = best["no dependency"]

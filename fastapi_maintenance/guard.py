@@ -87,7 +87,6 @@ class MaintenanceGuard:
             whole_seconds(retry_after, "retry_after"),
             fraction(retry_spread, "retry_spread"),
         )
-        self._closing = Closing(self._switch.worker)
         if on_change is not None:
             check_listener(on_change, "on_change")
             self._switch.worker.listen(on_change)
@@ -148,7 +147,7 @@ class MaintenanceGuard:
         WebSockets are closed by themselves. A stream ends when it looks:
         ``while not guard.closing.is_set(): ...``, or ``await guard.closing.wait()``.
         """
-        return self._closing
+        return Closing(self._switch.worker)
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio
 import anyio.lowlevel
 import pytest
 from fastapi import Depends, FastAPI
@@ -124,6 +125,18 @@ async def test_forced_guard_can_be_switched_and_drained() -> None:
         with guard.admit():
             pass
     assert guard.state == MaintenanceState()
+
+
+async def test_forced_guard_asks_its_own_work_to_end() -> None:
+    """`guard.closing` speaks for what is counted under the forced state."""
+    guard = MaintenanceGuard(MemoryStore())
+    with force(guard, active=False), guard.admit():
+        assert not guard.closing.is_set()
+        await guard.enable()
+        await guard.drain(timeout=0, close_after=0)
+        with anyio.fail_after(30):
+            await guard.closing.wait()
+        assert guard.closing.is_set()
 
 
 def test_forced_state_holds_at_every_door() -> None:

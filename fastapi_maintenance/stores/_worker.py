@@ -81,6 +81,7 @@ class Worker:
                 # is maintenance.
                 known, self.state = self.state, state
                 self.joined = True
+                self._aside = False  # Its row is a new one, and counted.
                 self.link.adopted(state.epoch)
                 if state.active or known.active:
                     self._news.note(state, known)

@@ -274,6 +274,17 @@ def test_worker_that_stands_aside_says_so_once() -> None:
     assert engine.told == [("aside", "no stack")]
 
 
+def test_worker_that_joins_again_can_stand_aside_again() -> None:
+    """A new row is counted until its engine is told that it cannot be."""
+    worker, engine = joined()
+    worker.stand_aside("no stack")
+    worker.leave()
+    worker.join()
+    engine.told.clear()
+    worker.stand_aside("no stack")
+    assert engine.told == [("aside", "no stack")]
+
+
 class Lazy:
     """A label that knows later whether its route is exempt."""
 
