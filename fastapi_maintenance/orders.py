@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from ._checks import check_aware, check_text, whole_seconds
-from .state import OPERATOR, MaintenanceState
+from .state import CLOSE_AFTER, OPERATOR, MaintenanceState
 from .stores import StoreError
 
 TOKEN_LENGTH: Final = 16
@@ -99,7 +99,7 @@ class Order:
             actor=self.actor,
             holders=_held_too(before),
             bypass=kept if token is None else digest(token),
-            extra=_durable(before),
+            extra=durable(before),
         )
 
 
@@ -121,7 +121,7 @@ def opened(
             f"maintenance is held by {', '.join(others)}; wait until they are done, or"
             " use `off --force` if they are gone"
         )
-    return MaintenanceState(since=now, actor=actor, extra=_durable(before))
+    return MaintenanceState(since=now, actor=actor, extra=durable(before))
 
 
 def joined(
@@ -153,8 +153,17 @@ def left(
         # What stays on is a person's to open, without force.
         others = (*others, OPERATOR)
     if others:
-        return present.but(holders=others)
+        return present.but(holders=others, extra=durable(present))
     return opened(present, now, actor=holder.partition("#")[0], force=True)
+
+
+def durable(state: MaintenanceState) -> dict[str, object]:
+    """Return the further keys of a state that a later publication repeats.
+
+    Keys of newer releases are kept. An order to close belongs to one drain: workers
+    would take it for a new one, and close what was let in since.
+    """
+    return {key: value for key, value in state.extra.items() if key != CLOSE_AFTER}
 
 
 def digest(token: str) -> str:
@@ -200,8 +209,3 @@ def _held_too(before: MaintenanceState) -> tuple[str, ...]:
     if not before.active or not before.holders or OPERATOR in before.holders:
         return before.holders if before.active else ()
     return (*before.holders, OPERATOR)
-
-
-def _durable(before: MaintenanceState) -> dict[str, object]:
-    # Keys of newer releases are kept; an order to close belongs to one drain.
-    return {key: value for key, value in before.extra.items() if key != "close_after"}

@@ -25,6 +25,9 @@ LONGEST_WAIT: Final = 86_400
 OPERATOR: Final = "operator"
 """The holder's name of a person's own ``on`` beside the holds of programs."""
 
+CLOSE_AFTER: Final = "close_after"
+"""The key in ``extra`` of an order to close what is long: seconds, for one drain."""
+
 _SIZE_LIMIT: Final = 64 * 1024
 
 

@@ -16,7 +16,7 @@ import anyio.to_thread
 from ._checks import check_text
 from ._threads import ThreadLimit
 from .fence import DrainError, DrainReport
-from .orders import Order, joined, left, new_holder, opened
+from .orders import Order, durable, joined, left, new_holder, opened
 from .state import MaintenanceState
 from .stores import FencedStore, Store, check_name, is_fenced
 from .stores._polled import INTERVAL, PolledStore
@@ -237,7 +237,7 @@ class Switch:
             if present.epoch != fenced.state.epoch:
                 raise _MovedOnError
             if fenced.before.active:
-                return fenced.before
+                return fenced.before.but(extra=durable(fenced.before))
             return opened(present, self.clock(), actor=fenced.state.actor, force=True)
 
         try:

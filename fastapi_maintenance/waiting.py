@@ -12,10 +12,9 @@ from typing import Self
 import anyio
 
 from .fence import DrainReport, Fence, Outcome, Roster
-from .state import MaintenanceState
+from .orders import durable
+from .state import CLOSE_AFTER, MaintenanceState
 from .stores import FencedStore, StoreError
-
-CLOSE_AFTER = "close_after"
 
 Look = Callable[[Roster, Outcome, str], None]
 
@@ -90,8 +89,7 @@ class Plan:
             raise FenceRefusedError(
                 f"the window begins at {state.since}; nothing can be fenced before"
             )
-        extra = dict(state.extra)
-        extra.pop(CLOSE_AFTER, None)
+        extra = durable(state)
         if self.close_after is not None:
             extra[CLOSE_AFTER] = self.close_after
         return state.but(begun=True, extra=extra)

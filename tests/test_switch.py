@@ -379,6 +379,20 @@ async def test_undo_of_a_hold_lets_go_of_it_alone() -> None:
     assert (state.active, state.holders) == (True, ("two#2",))
 
 
+async def test_order_to_close_is_not_given_again() -> None:
+    """Neither undoing nor leaving closes what was let in since an earlier drain."""
+    made = switch(active=True, begun=True, extra={"new": 1})
+    closing = Plan(timeout=0.0, close_after=3.0)
+    assert (await made.drain(closing)).drained
+    undone = await made.undo(await made.fence(BRIEF, Order(message="m")))
+    assert undone is not None
+    assert (undone.active, undone.extra) == (True, {"new": 1})
+    await made.fence(BRIEF, Order(), holder="one#1")
+    await made.fence(closing, Order(), holder="two#2")
+    left = await made.release("two#2", stays=False)
+    assert (left.holders, left.extra) == (("operator", "one#1"), {"new": 1})
+
+
 def guard_and_store() -> tuple[MaintenanceGuard, MemoryStore]:
     """Return a guard that has joined a memory store."""
     store = MemoryStore()

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-CLOSE_AFTER = "close_after"
+from ..state import CLOSE_AFTER
 
 
 class CloseOrders:
