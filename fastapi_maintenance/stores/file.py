@@ -17,6 +17,7 @@ from ._disk import (
     read_small,
     write_atomic,
 )
+from ._epoch import EpochFile
 from ._keeper import FileWorker
 from ._member import FileLink
 from ._registry import worker_at
@@ -99,7 +100,8 @@ class FileStore:
         """Replace the state file atomically, then raise the epoch.
 
         Raises:
-            StoreError: If it cannot be written; the old state then stands.
+            StoreError: If it cannot be written; the old state then stands, unless
+                putting it back fails, too: the message then says so.
         """
         return await anyio.to_thread.run_sync(self._publish, name, change)
 
@@ -126,7 +128,7 @@ class FileStore:
         with self._failing("cannot set maintenance"):
             uncountable = self.run.prepare()
             with self.run.writing():
-                before = self._present(name)
+                before, former = self._present(name)
                 epoch = None if uncountable else self.run.open_epoch(name, before.epoch)
                 try:
                     known = epoch.number if epoch else 0
@@ -135,7 +137,7 @@ class FileStore:
                     self.run.leave_trace(name)
                     write_atomic(self.run.state_path(name), content, 0o644)
                     if epoch is not None:
-                        epoch.publish(state.epoch)
+                        self._raise_epoch(epoch, state.epoch, name, former)
                 finally:
                     if epoch is not None:
                         epoch.close()
@@ -144,21 +146,47 @@ class FileStore:
             worker.refresh()
         return state
 
-    def _present(self, name: str) -> MaintenanceState:
+    def _raise_epoch(
+        self, epoch: EpochFile, number: int, name: str, former: bytes | None
+    ) -> None:
+        """Raise the epoch, or put the state file back as it was."""
+        try:
+            epoch.publish(number)
+        except OSError as error:
+            path = self.run.state_path(name)
+            try:
+                if former is None:
+                    path.unlink()
+                else:
+                    write_atomic(path, former, 0o644)
+            except OSError as another:
+                raise StoreError(
+                    f"{path} has the new state, but raising the epoch failed"
+                    f" ({_why(error)}), and so did putting the old state back"
+                    f" ({_why(another)}); mend the disk, and set it again"
+                ) from error
+            raise
+
+    def _present(self, name: str) -> tuple[MaintenanceState, bytes | None]:
+        """Return the state, and what the file is when it is put back."""
+        # What cannot be understood is closed; publishing mends it.
+        closed = MaintenanceState(active=True)
         try:
             found = read_small(self.run.state_path(name))
-            state = (
-                MaintenanceState.from_json(found[0]) if found else MaintenanceState()
-            )
-        except (UntrustedFileError, StateFormatError):
-            # What cannot be understood is closed; publishing mends it.
-            return MaintenanceState(active=True)
+        except UntrustedFileError:
+            return closed, closed.to_json().encode()
+        if found is None:
+            return MaintenanceState(), None
+        try:
+            state = MaintenanceState.from_json(found[0])
+        except StateFormatError:
+            return closed, found[0]
         if state.version != VERSION:
             raise StoreError(
                 f"{self.run.state_path(name)} was written by a newer release (version"
                 f" {state.version}); upgrade fastapi-maintenance-guard here"
             )
-        return state
+        return state, found[0]
 
     def _roster(self, name: str) -> Roster:
         with self._failing("cannot read the workers"):
@@ -187,5 +215,6 @@ def _next(*known: int) -> int:
 
 def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror.lower()} ({error.filename})"
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror.lower()}{place}"
     return str(error)

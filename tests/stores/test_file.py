@@ -1,6 +1,7 @@
 """The file store and its workers: what they know, and what they do when it is lost."""
 
 import asyncio
+import errno
 import fcntl
 import gc
 import json
@@ -191,6 +192,57 @@ def test_publish_where_it_cannot_is_one_line(tmp_path: Path) -> None:
     ):
         publish(FileStore(tmp_path / "state"), ON)
     assert (tmp_path / "state").read_text() == "precious"
+
+
+def failing_epoch(
+    monkeypatch: pytest.MonkeyPatch, then: Callable[[], object] = bool
+) -> None:
+    """Make the disk refuse what is written into the epoch file."""
+
+    def refuse(*_: object) -> int:
+        then()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+
+
+@pytest.mark.parametrize("text", [None, '{"active":  true}', "{"])
+def test_publish_without_its_epoch_leaves_the_old_state(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    """A state that no worker is told of is not left behind for later readers."""
+    path = store.run.state_path("default")
+    if text is not None:
+        store.path.mkdir()
+        write(store, text)
+    failing_epoch(monkeypatch)
+    with pytest.raises(StoreError, match=r"state: input/output error; run as"):
+        publish(store, ON)
+    assert (path.read_text() if path.exists() else None) == text
+    monkeypatch.undo()
+    assert publish(store, ON).active
+
+
+def test_publish_without_its_epoch_closes_what_nobody_trusts(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of a file that could not be read stands what it was taken for."""
+    store.path.mkdir()
+    write(store, "{}")
+    store.run.state_path("default").chmod(0o666)
+    failing_epoch(monkeypatch)
+    with pytest.raises(StoreError, match="input/output error"):
+        publish(store, MaintenanceState())
+    assert store.peek("default").active
+
+
+def test_publish_that_cannot_be_taken_back_says_so(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator is not told that the old state stands where it does not."""
+    failing_epoch(monkeypatch, lambda: shutil.rmtree(store.path))
+    with pytest.raises(StoreError, match=r"has the new state.*\(no such file.*again"):
+        publish(store, ON)
 
 
 @needs_root
