@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance.stores import _descriptors, _disk
-from fastapi_maintenance.stores._barrier import pass_barrier
+from fastapi_maintenance.stores._barrier import membarrier, pass_barrier
 from tests.stores.children import NOBODY, in_child, needs_root
 
 
@@ -296,7 +297,28 @@ def test_foreign_file_system_without_mounts(tmp_path: Path) -> None:
 
 
 def test_barrier() -> None:
-    """The kernel is asked where it can be, and nothing fails elsewhere."""
-    assert pass_barrier()
-    assert not pass_barrier("a machine of the future")
-    assert not pass_barrier("s390x")  # Another machine's number, unknown here.
+    """The kernel is asked for the barrier in a way that it understands."""
+    assert membarrier(platform.machine())
+    assert not membarrier("a machine of the future")
+    assert not membarrier("s390x")  # Another machine's number, unknown here.
+
+
+def test_barrier_that_cannot_be_had_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A premise of the proof that does not hold is said where it matters."""
+    pass_barrier()
+    assert caplog.text == ""
+    pass_barrier("a machine of the future")
+    assert "on this a machine of the future machine: a drain may miss" in caplog.text
+
+
+def test_barrier_needs_no_ctypes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Python without it can publish: x86 has its barrier, others say so."""
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    pass_barrier("x86_64")
+    assert caplog.text == ""
+    pass_barrier("aarch64")
+    assert "use a Python that has ctypes" in caplog.text
