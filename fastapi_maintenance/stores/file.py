@@ -114,15 +114,20 @@ class FileStore:
         return await anyio.to_thread.run_sync(self._roster, name)
 
     async def forget(self, name: str, workers: Iterable[str]) -> None:
-        """Remove rows that a person knows to be gone for good."""
-        for worker in workers:
-            with self._failing("cannot forget a worker"):
-                self.run.forget(name, worker)
+        """Remove rows that a person knows to be gone for good.
+
+        Raises:
+            StoreError: If one cannot be removed.
+        """
+        await anyio.to_thread.run_sync(self._forget, name, tuple(workers))
 
     async def vouch(self, name: str) -> None:
-        """Take the present rows as complete, on a person's word."""
-        with self._failing("cannot complete the roster"):
-            self.run.complete(name)
+        """Take the present rows as complete, on a person's word.
+
+        Raises:
+            StoreError: If that cannot be stored.
+        """
+        await anyio.to_thread.run_sync(self._vouch, name)
 
     def _publish(self, name: str, change: Change) -> MaintenanceState:
         with self._failing("cannot set maintenance"):
@@ -191,6 +196,15 @@ class FileStore:
     def _roster(self, name: str) -> Roster:
         with self._failing("cannot read the workers"):
             return self.run.roster(name)
+
+    def _forget(self, name: str, workers: tuple[str, ...]) -> None:
+        with self._failing("cannot forget a worker"):
+            for worker in workers:
+                self.run.forget(name, worker)
+
+    def _vouch(self, name: str) -> None:
+        with self._failing("cannot complete the roster"):
+            self.run.complete(name)
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:

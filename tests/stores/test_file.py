@@ -279,6 +279,20 @@ def test_forget_and_vouch(store: FileStore, worker: FileWorker) -> None:
     assert asyncio.run(store.roster("default")).whole
 
 
+async def test_vouch_waits_for_a_writer_beside_the_loop(store: FileStore) -> None:
+    """A service that waits for another process goes on serving."""
+    await store.publish("default", lambda _: ON)
+    (store.run_dir / "default.epoch").unlink()
+    assert not (await store.roster("default")).whole
+    descriptor = os.open(store.run_dir / "writer.lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(store.vouch("default"))
+        # Not before the other has begun to wait, or has waited in vain.
+        tasks.create_task(asyncio.to_thread(os.close, descriptor))
+    assert (await store.roster("default")).whole
+
+
 # A worker, counted.
 
 
