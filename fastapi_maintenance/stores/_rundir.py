@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import time
@@ -12,6 +11,7 @@ from typing import Final
 
 from ..fence import Roster, WorkerRow
 from ..state import MaintenanceState, StateFormatError
+from . import StoreError
 from ._descriptors import drop, keep
 from ._disk import (
     HAS_LOCKS,
@@ -26,7 +26,7 @@ from ._disk import (
 from ._epoch import DamagedEpochError, EpochFile
 from ._presence import UNCOUNTED, announced, digest_of
 from ._process import ProcessIdentity
-from ._slots import WORKER_ID, Sight, highest_seen, read_rows
+from ._slots import WORKER_ID, Sight, highest_seen, read_rows, slot_path
 
 _LOCK: Final = "writer.lock"
 
@@ -245,12 +245,22 @@ class RunDirectory:
         """Remove a row.
 
         Raises:
+            StoreError: If it is none, or that of a process that still runs.
             OSError: If it cannot be removed.
         """
         if re.fullmatch(WORKER_ID, worker) is None:
-            raise FileNotFoundError(errno.ENOENT, "no worker has this id", worker)
+            raise StoreError(
+                f"no worker has this id: {worker!r}; `fastapi-maintenance status"
+                " --json` lists them"
+            )
+        for found in announced(self.path, name):
+            if found.worker == worker:
+                raise StoreError(
+                    f"worker {worker} is there: its process {found.pid} still runs;"
+                    " stop that instead"
+                )
         self._seen.get(name, {}).pop(worker, None)
-        (self.run_dir / f"{name}.{worker}.slot").unlink(missing_ok=True)
+        slot_path(self.run_dir, name, worker).unlink(missing_ok=True)
 
 
 def _stands(path: Path) -> bool:

@@ -117,7 +117,7 @@ class FileStore:
         """Remove rows that a person knows to be gone for good.
 
         Raises:
-            StoreError: If one cannot be removed.
+            StoreError: If one cannot be removed, or its process still runs.
         """
         await anyio.to_thread.run_sync(self._forget, name, tuple(workers))
 

@@ -28,6 +28,7 @@ from fastapi_maintenance.stores._admission import Admission
 from fastapi_maintenance.stores._keeper import FileWorker
 from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
 from fastapi_maintenance.stores._registry import worker_at
+from fastapi_maintenance.stores._slots import slot_path
 from fastapi_maintenance.stores._view import Held
 from fastapi_maintenance.stores.file import FileStore
 from tests.stores.children import NOBODY, in_child, living_child, needs_root
@@ -253,6 +254,7 @@ import asyncio, sys
 from fastapi_maintenance.state import MaintenanceState
 from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
 from fastapi_maintenance.stores._registry import worker_at
+from fastapi_maintenance.stores._slots import slot_path
 from fastapi_maintenance.stores._view import Held
 from fastapi_maintenance.stores.file import FileStore
 store = FileStore(sys.argv[1])
@@ -268,11 +270,15 @@ print(worker.link.counted, worker.admit("").state.active)
 
 def test_forget_and_vouch(store: FileStore, worker: FileWorker) -> None:
     """A person may drop a row, and may say that the rest is complete."""
-    assert len(alive(store)) == 1
-    asyncio.run(store.forget("default", [worker.id]))
-    assert alive(store) == []
-    with pytest.raises(StoreError, match="no worker has this id"):
-        asyncio.run(store.forget("default", ["x"]))
+    gone = slot_path(store.run_dir, "default", "1-ab")
+    gone.touch()
+    assert len(asyncio.run(store.roster("default")).rows) == 2
+    asyncio.run(store.forget("default", ["1-ab"]))
+    assert len(asyncio.run(store.roster("default")).rows) == 1
+    for who, why in (("x", "no worker has this id"), (worker.id, "still runs")):
+        with pytest.raises(StoreError, match=why) as refused:
+            asyncio.run(store.forget("default", [who]))
+        assert "owner" not in str(refused.value)
     (store.run_dir / "default.epoch").unlink()
     assert not asyncio.run(store.roster("default")).whole
     asyncio.run(store.vouch("default"))

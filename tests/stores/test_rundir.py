@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance.state import MaintenanceState
+from fastapi_maintenance.stores import StoreError
 from fastapi_maintenance.stores._descriptors import drop, keep
 from fastapi_maintenance.stores._disk import try_lock, write_atomic
 from fastapi_maintenance.stores._epoch import EpochFile
@@ -269,7 +270,23 @@ def test_forget_removes_one_row(run: RunDirectory) -> None:
     first, second = enlisted(run, "1-ab"), enlisted(run, "2-ab")
     run.forget("default", "1-ab")
     assert [row.id for row in run.roster("default").rows] == ["2-ab"]
-    with pytest.raises(FileNotFoundError, match="no worker has this id"):
+    with pytest.raises(StoreError, match="no worker has this id"):
         run.forget("default", "../default.2-ab")
     first.remove()
     second.remove()
+
+
+def test_forget_refuses_whoever_is_there(run: RunDirectory) -> None:
+    """A process that runs would be in the next roster: nothing is forgotten."""
+    row = enlisted(run)
+    name = announce(run.path, "default", WORKER, run.digest)
+    assert name is not None
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"process {os.getpid()} still runs; stop"):
+            run.forget("default", WORKER)
+        assert [found.id for found in run.roster("default").rows] == [WORKER]
+        row.path.unlink(missing_ok=True)
+    drop(name)
+    run.forget("default", WORKER)
+    assert run.roster("default").rows == ()
+    row.remove()
