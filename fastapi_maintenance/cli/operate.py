@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.live import Live
 
 from ..fence import Roster, WorkerRow
-from ..orders import Order, default_actor
+from ..orders import Order, default_actor, durable
 from ..state import MaintenanceState
 from ..stores import StoreError
 from ..waiting import Fenced, Plan
@@ -86,21 +86,28 @@ async def wait_for(
     if report.drained:
         target.drained(report)
         return 0
-    then = STAYS_ON
+    text, then = target.not_drained(report), STAYS_ON
     if report.outcome == "superseded":
         then = "the other state stands"
     elif rollback:
-        then = put_back(await target.switch.undo(fenced))
-    text = target.not_drained(report, then, rolled_back=rollback)
-    raise FailureError(EXIT_CODES[report.outcome], text)
+        try:
+            then = put_back(fenced.before, await target.switch.undo(fenced))
+        except StoreError as error:
+            then = f"{STAYS_ON}; it could not be put back: {error}"
+    raise FailureError(EXIT_CODES[report.outcome], f"{text}; {then}")
 
 
-def put_back(state: MaintenanceState | None) -> str:
+def put_back(before: MaintenanceState, state: MaintenanceState | None) -> str:
     """Return how the state is left after it was undone."""
-    if state is None:
+    if state is None or not _same(before, state):
         return "another state was published meanwhile, and stands"
-    now = "on" if state.active else "off"
-    return f"the state is what it was before: {now}"
+    return f"the state is what it was before: {'on' if before.active else 'off'}"
+
+
+def _same(before: MaintenanceState, state: MaintenanceState) -> bool:
+    if not before.active:
+        return not state.active  # Off again is a publication of its own.
+    return state.but(epoch=0) == before.but(epoch=0, extra=durable(before))
 
 
 async def switch_off(target: Target, *, force: bool) -> int:

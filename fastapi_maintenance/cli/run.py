@@ -102,7 +102,7 @@ class _Run:
                 lambda: self._switch.wait(fenced, self._plan, look=shown.look)
             )
         if not report.drained:
-            text = self._target.not_drained(report, "the command was not started")
+            text = f"{self._target.not_drained(report)}; the command was not started"
             await self._fail(fenced, OWN_FAILURE, text, stays=self._stay)
         self._target.drained(report)
 
@@ -124,7 +124,7 @@ class _Run:
                 await self._switch.release(self._holder, stays=True)
                 then = STAYS_ON
             else:
-                then = put_back(await self._switch.undo(fenced))
+                then = put_back(fenced.before, await self._switch.undo(fenced))
         except StoreError as error:
             then = (
                 "maintenance stays on and held, `fastapi-maintenance off --force` opens"

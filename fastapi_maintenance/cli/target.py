@@ -221,19 +221,19 @@ class Target:
                 "Reads continue (read-only): they were not waited for, either."
             )
 
-    def not_drained(self, report: DrainReport, then: str, **more: object) -> str:
+    def not_drained(self, report: DrainReport) -> str:
         """Say why the wait failed.
 
         Returns:
-            One line for the error: what was found, and how the state is left.
+            The same for the error's line, which has to say how the state is left.
         """
-        self._result(report, **more)
+        self._result(report)
         return (
             f"not drained after {show_span(report.seconds)} ({report.outcome}):"
-            f" {report.reason}; {then}"
+            f" {report.reason}"
         )
 
-    def _result(self, report: DrainReport, **more: object) -> None:
+    def _result(self, report: DrainReport) -> None:
         self.out.emit(
             "result",
             outcome=report.outcome,
@@ -244,5 +244,4 @@ class Target:
             read_only=report.read_only,
             workers=[row_document(row, report.epoch) for row in report.workers],
             not_waited_for=NOT_WAITED_FOR if report.drained else None,
-            **more,
         )

@@ -11,9 +11,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fastapi_maintenance.cli.operate import put_back
+from fastapi_maintenance.cli.operate import put_back, wait_for
+from fastapi_maintenance.cli.output import Output
+from fastapi_maintenance.cli.target import FailureError, Target
 from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import OPERATOR
+from fastapi_maintenance.waiting import Plan
 from tests.cli.support import (
     PATIENCE,
     Member,
@@ -116,10 +119,44 @@ def test_a_rollback_puts_back_what_was_before(folder: Path, member: Member) -> N
         assert state(folder).message == "first"
 
 
-@pytest.mark.usefixtures("folder")
-def test_a_rollback_leaves_what_others_published_meanwhile() -> None:
-    """Between the last look and the undoing, another operator comes first."""
-    assert put_back(None) == "another state was published meanwhile, and stands"
+async def test_a_rollback_leaves_what_others_published_meanwhile(
+    member: Member,
+) -> None:
+    """Between the last look and the undoing others come first, and it is said."""
+    another = "another state was published meanwhile, and stands"
+    switch, plan = member.switch, Plan(timeout=0)
+    fenced = await switch.fence(plan, Order())
+    await switch.enable(Order(message="other"))
+    assert put_back(fenced.before, await switch.undo(fenced)) == another
+    fenced = await switch.fence(plan, Order(), holder="one#1")
+    await switch.disable(force=True)
+    assert put_back(fenced.before, await switch.undo(fenced)) == another
+    fenced = await switch.fence(plan, Order(), holder="one#1")
+    await switch.fence(plan, Order(), holder="two#2")
+    assert put_back(fenced.before, await switch.undo(fenced)) == another
+
+
+@pytest.mark.usefixtures("member")
+async def test_a_rollback_that_fails_hides_no_result(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wait's own code and result stand, and the line says that it stays on."""
+    target = Target(None, "default", Output(as_json=True))
+    plan = Plan(timeout=0, workers=2)
+    fenced = await target.switch.fence(plan, Order())
+    # A newer release can be read so far that it is on, and not be set.
+    newer = {"version": 2, "active": True, "epoch": fenced.state.epoch}
+    path = folder / ".fastapi-maintenance" / "default.json"
+    path.write_text(json.dumps(newer))
+    with pytest.raises(FailureError) as error:
+        await wait_for(target, fenced, plan, rollback=True)
+    assert error.value.code == 13
+    assert "(too_few): 1 of 2 worker(s) have joined; maintenance" in str(error.value)
+    assert "stays on" in str(error.value)
+    assert f"could not be put back: {path} was written by a newer" in str(error.value)
+    (result,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])
+    assert (result["event"], result["outcome"]) == ("result", "too_few")
+    assert on_now(folder)
 
 
 def test_too_few_workers_are_not_drained(member: Member) -> None:
