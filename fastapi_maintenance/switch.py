@@ -212,16 +212,7 @@ class Switch:
         Raises:
             StoreError: If the workers cannot be read.
         """
-        return await wait_until_drained(
-            self.source,
-            self.name,
-            fenced.state,
-            fenced.roster,
-            plan,
-            own=fenced.own,
-            holder=fenced.holder,
-            look=look,
-        )
+        return await wait_until_drained(self.source, self.name, fenced, plan, look)
 
     async def undo(self, fenced: Fenced) -> MaintenanceState | None:
         """Put back what stood before, unless somebody has published since.

@@ -117,42 +117,36 @@ class Fenced:
 async def wait_until_drained(
     source: FencedStore,
     name: str,
-    state: MaintenanceState,
-    before: Roster,
+    fenced: Fenced,
     plan: Plan,
-    *,
-    own: Callable[[], Mapping[str, int]],
-    holder: str | None = None,
     look: Look | None = None,
 ) -> DrainReport:
-    """Wait until no request admitted before an epoch is running, or time is up.
+    """Wait until no request older than a fenced state is running, or time is up.
 
     Args:
         source: Where the rows are.
         name: The switch.
-        state: What was published, with its epoch.
-        before: The roster from before the publication.
+        fenced: What was published, and what stood before. A later state that keeps
+            its hold, and is no looser, does not end the wait.
         plan: How long and for whom to wait.
-        own: Returns, per worker, the counted requests that wait here themselves.
-        holder: The waiter's own hold; a later state that keeps it, and is no
-            looser, does not end the wait.
         look: Called with each look, to show it.
 
     Raises:
         StoreError: If the rows cannot be read.
     """
     started = time.monotonic()
+    state = fenced.state
     fence = Fence(
         epoch=state.epoch,
         workers=plan.workers,
         vouched=plan.vouched,
-        before=before,
+        before=fenced.roster,
     )
     while True:
         roster = await source.roster(name)
         # After the rows: a request that has ended since must not take another one
         # out of the count.
-        fence.own = own()
+        fence.own = fenced.own()
         outcome, reason = fence.judge(roster)
         if look is not None:
             look(roster, outcome, reason)
@@ -161,7 +155,7 @@ async def wait_until_drained(
         if final or roster.epoch > state.epoch:
             # The state decides last: rows can be clean while another operator has
             # opened the service again.
-            changed = await _changed(source, name, state, holder)
+            changed = await _changed(source, name, fenced)
             if changed is not None:
                 outcome, reason = changed
                 final = outcome == "superseded" or waited >= plan.timeout
@@ -180,7 +174,7 @@ async def wait_until_drained(
 
 
 async def _changed(
-    source: FencedStore, name: str, state: MaintenanceState, holder: str | None
+    source: FencedStore, name: str, fenced: Fenced
 ) -> tuple[Outcome, str] | None:
     try:
         present = await source.read(name)
@@ -192,13 +186,11 @@ async def _changed(
     as_closed = (
         (present.begun or present.since is None)
         and not present.auto_off
-        and present.read_only <= state.read_only
+        and present.read_only <= fenced.state.read_only
     )
     # A state of the same epoch was edited by hand; a later one that keeps the
     # waiter's hold was published by somebody who holds it too.
-    same = present.epoch <= state.epoch or (
-        holder is not None and holder in present.holders
-    )
+    same = present.epoch <= fenced.state.epoch or fenced.holder in present.holders
     if as_closed and same:
         return None
     return "superseded", f"another state was published by {_who(present)}"
