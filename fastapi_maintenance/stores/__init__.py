@@ -36,10 +36,6 @@ class StoreReadOnlyError(StoreError):
     """The store can never be set, as one that is configured at start."""
 
 
-class StoreMissingError(StoreError):
-    """There is no store at this place yet."""
-
-
 @runtime_checkable
 class Store(Protocol):
     """Where the state lives: all that a store of your own needs.
@@ -121,14 +117,14 @@ def describe(store: Store) -> str:
     return location if isinstance(location, str) else type(store).__name__
 
 
-def check_name(name: str) -> str:
+def check_name(name: object) -> str:
     """Return the name of a switch.
 
     Raises:
-        ValueError: If it does not match ``[a-z0-9_-]{1,64}``, which is what
-            file names, Redis keys and command lines have in common.
+        ValueError: If it is no string or does not match ``[a-z0-9_-]{1,64}``, which
+            is what file names, Redis keys and command lines have in common.
     """
-    if not _NAME.fullmatch(str(name)):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
             f"name must be 1 to 64 of a-z, 0-9, '_' and '-', not {name!r}; for"
             " example 'payments'"

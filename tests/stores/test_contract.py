@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -215,3 +215,10 @@ async def test_fenced_stores_list_their_workers(make: Make) -> None:
         return
     await source.forget("default", [])
     assert len((await source.roster("default")).rows) == 1
+
+
+@pytest.mark.parametrize("name", ["", "Shop", "a/b", "a" * 65, 5, None, b"shop"])
+def test_name_that_some_store_could_not_have_is_refused(name: Any) -> None:
+    """A switch is named alike in files, in Redis and on the command line."""
+    with pytest.raises(ValueError, match="must be 1 to 64 of a-z"):
+        MaintenanceGuard(MemoryStore(), name=name)
