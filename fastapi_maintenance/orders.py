@@ -133,6 +133,7 @@ def joined(
     asked = order.applied(MaintenanceState(), now)
     return present.but(
         holders=(*(present.holders or (OPERATOR,)), holder),
+        actor=asked.actor or present.actor,
         message=asked.message or present.message,
         until=asked.until or present.until,
         retry_after=present.retry_after
@@ -149,12 +150,13 @@ def left(
 ) -> MaintenanceState:
     """Return the state without a holder; off without the last one, unless it stays."""
     others = tuple(other for other in present.holders if other != holder)
+    actor = holder.partition("#")[0]
     if stays and OPERATOR not in others:
         # What stays on is a person's to open, without force.
         others = (*others, OPERATOR)
     if others:
-        return present.but(holders=others, extra=durable(present))
-    return opened(present, now, actor=holder.partition("#")[0], force=True)
+        return present.but(holders=others, actor=actor, extra=durable(present))
+    return opened(present, now, actor=actor, force=True)
 
 
 def durable(state: MaintenanceState) -> dict[str, object]:

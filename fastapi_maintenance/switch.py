@@ -16,7 +16,15 @@ import anyio.to_thread
 from ._checks import check_text
 from ._threads import ThreadLimit
 from .fence import DrainError, DrainReport
-from .orders import Order, durable, joined, left, new_holder, opened
+from .orders import (
+    Order,
+    default_actor,
+    durable,
+    joined,
+    left,
+    new_holder,
+    opened,
+)
 from .state import MaintenanceState
 from .stores import FencedStore, Store, check_name, is_fenced
 from .stores._polled import INTERVAL, PolledStore
@@ -246,7 +254,6 @@ class Switch:
         message: str | None = None,
         until: datetime | timedelta | None = None,
         stay_on_error: bool = True,
-        actor: str | None = None,
     ) -> AsyncIterator[DrainReport]:
         """Hold maintenance on, drained, for the time of a block.
 
@@ -256,6 +263,7 @@ class Switch:
             FenceRefusedError: If the present state could open by the clock.
             StoreError: If the store cannot be read or set.
         """
+        actor = default_actor()
         order = Order(message=message, until=until, actor=actor)
         holder = new_holder(actor)
         fenced = await self.fence(plan, order, holder=holder)

@@ -486,6 +486,23 @@ async def test_block_leaves_an_operator_s_own_maintenance_on() -> None:
     assert (state.active, state.holders) == (True, ("operator",))
 
 
+async def test_actor_is_who_published_last() -> None:
+    """Who joins or leaves is named, not who switched it on before; a block is, too."""
+    made = switch()
+    seen = []
+    for actor in ("ada", None, "bob"):
+        held = Order(actor=actor)
+        fenced = await made.fence(BRIEF, held, holder=new_holder(actor or "cleo"))
+        seen.append(fenced.state.actor)
+    assert seen == ["ada", "ada", "bob"]
+    gone = [await made.release(who, stays=False) for who in made.state.holders]
+    assert [state.actor for state in gone] == ["ada", "cleo", "bob"]
+    assert not made.state.active
+    guard, store = guard_and_store()
+    async with guard.maintenance():
+        assert store.peek("default").actor == default_actor()
+
+
 async def test_block_that_was_forced_open_leaves_the_new_state_alone() -> None:
     """After `off --force` the end of the block publishes nothing."""
     guard, store = guard_and_store()
