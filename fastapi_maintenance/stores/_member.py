@@ -47,11 +47,6 @@ class FileLink:
         self.process = os.getpid()
         self.counts = (0, 0)
 
-    @property
-    def counted(self) -> bool:
-        """Whether coordinators can see this worker."""
-        return self._slot is not None
-
     def join(self, patience: float) -> MaintenanceState:
         self.process = os.getpid()
         try:

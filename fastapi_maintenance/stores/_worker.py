@@ -33,7 +33,6 @@ class Worker:
 
     def __init__(self, link: Link, title: str) -> None:
         self.link = link
-        self.title = title
         self.joined = False
         self.state = MaintenanceState()
         self.current: dict[int, tuple[str | Label, float]] = {}
