@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, NoReturn
 
-from ._checks import check_aware, check_text
+from ._checks import check_aware, check_text, is_a
 
 VERSION: Final = 1
 """The version of the JSON form that this release writes and fully understands."""
@@ -61,7 +61,8 @@ class MaintenanceState:
 
     Raises:
         ValueError: If a time has no zone, the end is not after the start,
-            ``auto_off`` has no end, or a text cannot be shown on one line.
+            ``auto_off`` has no end, a number is negative or beyond its limit, or a
+            text cannot be shown on one line.
         TypeError: If a field has another type than documented.
     """
 
@@ -88,10 +89,10 @@ class MaintenanceState:
                 raise TypeError(
                     f"{name} must be True or False, not {getattr(self, name)!r}"
                 )
-        if type(self.epoch) is not int or not 0 <= self.epoch < EPOCH_LIMIT:
-            raise ValueError(
-                f"epoch must be an integer from 0 to 2**53 - 1, not {self.epoch!r}"
-            )
+        if type(self.epoch) is not int:
+            raise TypeError(f"epoch must be an integer, not {self.epoch!r}")
+        if not 0 <= self.epoch < EPOCH_LIMIT:
+            raise ValueError(f"epoch must be from 0 to 2**53 - 1, not {self.epoch!r}")
         if self.retry_after is not None and type(self.retry_after) is not int:
             raise TypeError(
                 f"retry_after must be whole seconds, not {self.retry_after!r}"
@@ -104,6 +105,8 @@ class MaintenanceState:
             check_aware(getattr(self, name), name)
         for name in ("message", "actor", "bypass"):
             check_text(getattr(self, name), name)
+        if not is_a(self.holders, tuple) or None in self.holders:
+            raise TypeError(f"holders must be a tuple of names, not {self.holders!r}")
         for holder in self.holders:
             check_text(holder, "holder")
         if (
