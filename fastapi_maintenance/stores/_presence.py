@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ._descriptors import keep
+from ._process import WORKER_ID, pid_of
 
 UNCOUNTED: Final = "uncounted"
 
@@ -41,7 +42,7 @@ class Announced(NamedTuple):
     @property
     def pid(self) -> int:
         """The process, in its own pid namespace."""
-        return int(self.worker.partition("-")[0])
+        return pid_of(self.worker)
 
 
 def digest_of(*parts: str | os.PathLike[str]) -> str:
@@ -75,6 +76,6 @@ def announced(path: Path, name: str, listing: Path = _LIST) -> Iterator[Announce
         text = listing.read_bytes()
     except OSError:
         return
-    pattern = rf"@{_PREFIX}/{digest_of(path, name)}/([0-9]+-[0-9a-f]+)/([0-9a-z]+)$"
+    pattern = rf"@{_PREFIX}/{digest_of(path, name)}/({WORKER_ID})/([0-9a-z]+)$"
     for found in re.finditer(pattern.encode(), text, re.MULTILINE):
         yield Announced(found[1].decode(), found[2].decode())

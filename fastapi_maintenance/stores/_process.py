@@ -11,8 +11,22 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+WORKER_ID: Final = "[0-9]+-[0-9a-f]+"
+"""The form of a worker's id, as a regular expression."""
 
 _PROC = Path("/proc")
+
+
+def new_worker_id() -> str:
+    """Return an id that no other worker has, nor a later one of this process."""
+    return f"{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def pid_of(worker: str) -> int:
+    """Return the process of a worker's id, in its own pid namespace."""
+    return int(worker.partition("-")[0])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -25,8 +25,8 @@ from ._disk import (
 )
 from ._epoch import DamagedEpochError, EpochFile
 from ._presence import UNCOUNTED, announced, digest_of
-from ._process import ProcessIdentity
-from ._slots import WORKER_ID, Sight, highest_seen, read_rows, slot_path
+from ._process import WORKER_ID, ProcessIdentity
+from ._slots import Sight, highest_seen, read_rows, slot_path
 
 _LOCK: Final = "writer.lock"
 
@@ -42,7 +42,7 @@ class RunDirectory:
     def __init__(self, path: Path, run_dir: Path) -> None:
         self.path = path
         self.run_dir = run_dir
-        self.digest = digest_of(run_dir)
+        self.digest: str = digest_of(run_dir)
         self._seen: dict[str, dict[str, ProcessIdentity]] = {}
         self._judged: dict[str, str] = {}
 

@@ -19,9 +19,7 @@ from ..state import EPOCH_LIMIT
 from ._descriptors import drop, keep
 from ._disk import give_to_owner_of, same_file, try_lock, unlock
 from ._epoch import WORD, word
-from ._process import ProcessIdentity
-
-WORKER_ID: Final = "[0-9]+-[0-9a-f]+"
+from ._process import WORKER_ID, ProcessIdentity, pid_of
 
 _SLOT_MAGIC: Final = b"FMSLOT01"
 _SLOT_SIZE: Final = 2048
@@ -218,7 +216,7 @@ def _read_row(
     counts = int.from_bytes(os.pread(descriptor, WORD, _COUNTS), "little")
     rest = os.pread(descriptor, _SLOT_SIZE - _MAGIC, _MAGIC)
     identity = _identity(rest)
-    pid = int(worker.partition("-")[0])
+    pid = pid_of(worker)
     # For people alone, who ask how long a machine has been silent: clocks may differ.
     silent = max(0.0, time.time() - os.fstat(descriptor).st_mtime)
     if identity is None:

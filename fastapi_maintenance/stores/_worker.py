@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from itertools import count
 from time import monotonic
@@ -15,6 +14,7 @@ from ._fork import renew_in_children
 from ._leftovers import Leftovers
 from ._link import Label, Link, Listener
 from ._news import News
+from ._process import new_worker_id
 
 _numbers: Final = count(1)
 
@@ -33,8 +33,8 @@ class Worker:
 
     def __init__(self, link: Link, title: str) -> None:
         self.link = link
-        self.joined = False
-        self.state = MaintenanceState()
+        self.joined: bool = False
+        self.state: MaintenanceState = MaintenanceState()
         self.current: dict[int, tuple[str | Label, float]] = {}
         self.old: dict[int, tuple[str | Label, float]] = {}
         self._unsorted = False
@@ -48,9 +48,9 @@ class Worker:
         self._aside = False
         self._leftovers = Leftovers()
         self._late = self._leftovers.late
-        self.orders = CloseOrders()
+        self.orders: CloseOrders = CloseOrders()
         self._news = News(title)
-        self.id = _new_id()
+        self.id: str = new_worker_id()
         renew_in_children(self)
 
     def join(self, patience: float = 2.0) -> None:
@@ -295,9 +295,5 @@ class Worker:
         self._users = 0
         self.joined = False
         self.state = MaintenanceState()
-        self.id = _new_id()
+        self.id = new_worker_id()
         self.link.forked()
-
-
-def _new_id() -> str:
-    return f"{os.getpid()}-{os.urandom(4).hex()}"
