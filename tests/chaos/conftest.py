@@ -22,9 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat every test that brings a service down."""
     repeat: int = metafunc.config.getoption("--repeat", 20 if LONG else 1)
-    if repeat > 1 and "service" in metafunc.fixturenames:
+    if "service" in metafunc.fixturenames:
+        ids = None if repeat > 1 else [pytest.HIDDEN_PARAM]
         metafunc.fixturenames.append("repetition")
-        metafunc.parametrize("repetition", range(repeat))
+        metafunc.parametrize("repetition", range(repeat), ids=ids)
 
 
 @pytest.fixture

@@ -59,9 +59,9 @@ class Watch:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        if kind is None:
-            assert {status for status, _ in self.told} <= {200, 503}
-            assert max(seconds for _, seconds in self.told) < SPARES
+        told = self.told if kind is None else []
+        assert {status for status, _ in told} <= {200, 503}
+        assert max((seconds for _, seconds in told), default=0.0) < SPARES
 
     def _visit(self, instance: Instance) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", instance.port, timeout=20)

@@ -151,12 +151,11 @@ def test_corrupt_state_while_waiting(
     assert operator.drain().outcome == "drained"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a read-only mount of its own")
 def test_counted_and_uncounted_worker(
     service: Service, operator: Operator, state: Path
 ) -> None:
     """Nobody vouches for a worker that cannot be counted, even beside one that can."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: a read-only mount of its own")
     service.start()
     read_only = f"mount --bind {state} {state} && mount -o remount,bind,ro {state}"
     (aside,) = service.start(inside=_mounted(read_only))

@@ -3,8 +3,10 @@
 import signal
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -93,13 +95,18 @@ def test_the_module_is_a_program(folder: Path) -> None:
         assert f"\n  {command} " in result.stdout
 
 
-def test_the_version_is_that_of_the_distribution() -> None:
-    """``--version`` is the one that pip knows."""
-    try:
-        expected = version("fastapi-maintenance-guard")
-    except PackageNotFoundError:
-        expected = "(not installed)"
-    assert invoke("--version").stdout == f"fastapi-maintenance {expected}\n"
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [(["1.2.3"], "1.2.3"), (PackageNotFoundError("gone"), "(not installed)")],
+)
+def test_the_version_is_that_of_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, found: Any, shown: str
+) -> None:
+    """``--version`` is the one that pip knows, where it knows one."""
+    look_up = Mock(side_effect=found)
+    monkeypatch.setattr("fastapi_maintenance.cli.app.version", look_up)
+    assert invoke("--version").stdout == f"fastapi-maintenance {shown}\n"
+    look_up.assert_called_once_with("fastapi-maintenance-guard")
 
 
 @pytest.mark.parametrize("words", [("nothing",), ("status", "--nothing")])

@@ -222,26 +222,22 @@ class Failing(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.error: Exception | None = None
-        self.blind = False
+        self.error: Exception = StoreError("the rows cannot be read")
+        self.settable = True
 
     async def read(self, name: str) -> MaintenanceState:
-        """Read, or fail."""
-        if self.error is not None:
-            raise self.error
-        return await super().read(name)
+        """Fail."""
+        raise self.error
 
     async def publish(self, name: str, change: Change) -> MaintenanceState:
         """Publish, or fail."""
-        if self.error is not None:
+        if not self.settable:
             raise self.error
         return await super().publish(name, change)
 
     async def roster(self, name: str) -> Roster:
-        """Return the rows, or fail."""
-        if self.blind:
-            raise StoreError("the rows cannot be read")
-        return await super().roster(name)
+        """Fail."""
+        raise self.error
 
 
 @pytest.mark.parametrize(
@@ -256,7 +252,7 @@ def test_failing_store_is_an_answer(error: Exception, said: str) -> None:
     """A store that cannot be reached is a 503 with a plain reason, never a 500."""
     store = Failing()
     with serving(store) as client:
-        store.error = error
+        store.error, store.settable = error, False
         on = {"active": True}
         token = {"token": "0123456789abcdef"}
         for answer in (
@@ -273,9 +269,7 @@ def test_failing_store_is_an_answer(error: Exception, said: str) -> None:
 
 def test_state_is_shown_without_the_workers() -> None:
     """Where the workers cannot be read the state is shown all the same, and why."""
-    store = Failing()
-    with serving(store) as client:
-        store.blind = True
+    with serving(Failing()) as client:
         shown = client.put("/maintenance", json={"active": True}).json()
     assert shown["phase"] == "on"
     assert shown["workers"] == []

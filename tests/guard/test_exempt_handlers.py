@@ -182,11 +182,13 @@ def test_a_no_refuses_in_every_spelling(
 
 
 def generator(connection: HTTPConnection) -> Iterator[bool]:
-    yield True
+    yield from ()
+    raise AssertionError
 
 
 async def async_generator(connection: HTTPConnection) -> AsyncIterator[bool]:
-    yield True
+    raise AssertionError
+    yield
 
 
 class TakesOne:
@@ -342,7 +344,7 @@ async def test_failure_of_a_cancelled_handler_disturbs_nobody() -> None:
 
 async def hanging(_: HTTPConnection) -> bool:
     await asyncio.Event().wait()
-    return True
+    raise AssertionError
 
 
 async def stubborn(_: HTTPConnection) -> bool:

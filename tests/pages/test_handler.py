@@ -32,12 +32,11 @@ def build(guard: MaintenanceGuard, page: Page = None) -> FastAPI:
 
     @app.api_route("/shop", methods=["GET", "HEAD", "POST"])
     async def shop() -> str:
-        return "open"
+        raise AssertionError
 
     @app.websocket("/live")
     async def live(socket: WebSocket) -> None:
-        await socket.accept()
-        await socket.close()
+        raise AssertionError
 
     return app
 

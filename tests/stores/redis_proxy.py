@@ -107,7 +107,8 @@ class Proxy:
         if pair is None:
             return
         client, server = pair
-        try:
+        passed = False
+        with contextlib.suppress(OSError):
             data = end.recv(65536)
             if data and end is client:
                 self.sent += len(data)
@@ -115,9 +116,8 @@ class Proxy:
             elif data and not self.mute:
                 self.received += len(data)
                 client.sendall(data)
-        except OSError:
-            data = b""
-        if not data:
+            passed = bool(data)
+        if not passed:
             with contextlib.suppress(ValueError):
                 self._pairs.remove(pair)
             client.close()

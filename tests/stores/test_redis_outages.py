@@ -74,6 +74,20 @@ async def test_a_connection_that_breaks_is_made_anew(
         await eventually(lambda: not worker.look().active, 0.9, "heard again")
 
 
+async def test_listening_that_breaks_alone_is_told_and_taken_up_again(
+    near: RedisStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that ends the listening connection is noticed, and heard again."""
+    worker = another(near)
+    async with joined(worker):
+        await eventually(lambda: worker.link.hub._ear._pubsub is not None)
+        shared_server().client().client_kill_filter(_type="pubsub")
+        await eventually(lambda: said(caplog, "keeping the last state"), 5)
+        await eventually(lambda: said(caplog, "answers again"), 5)
+        await near.publish(NAME, on)
+        await eventually(lambda: worker.look().active, 5)
+
+
 async def test_a_way_that_is_silent_slows_nobody_down(
     proxy: Proxy, near: RedisStore, far: RedisStore
 ) -> None:
