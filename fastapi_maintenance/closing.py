@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket
 from .stores._admission import Admission, held
 from .stores._worker import Worker
 
-logger = logging.getLogger("fastapi_maintenance")
+logger: logging.Logger = logging.getLogger("fastapi_maintenance")
 
 SERVICE_RESTART: Final = 1012
 """The code that tells a client of a WebSocket to connect again later."""

@@ -39,7 +39,7 @@ class MaintenanceExempt:
     """The type of ``maintenance_exempt``, of which there is one."""
 
     # As a dependency it declares no parameters.
-    __signature__ = inspect.Signature()
+    __signature__: inspect.Signature = inspect.Signature()
 
     def __init__(self) -> None:
         # FastAPI looks at ``__call__`` of the instance to decide whether a dependency

@@ -19,7 +19,7 @@ from ._checks import is_a
 from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
 from ._threads import ThreadLimit
 
-logger = logging.getLogger("fastapi_maintenance")
+logger: logging.Logger = logging.getLogger("fastapi_maintenance")
 
 ExemptHandler = Callable[..., object]
 """Called with the connection, a ``Request`` or a ``WebSocket``; ``True`` exempts.
@@ -49,7 +49,7 @@ class Unread:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: bool = False
 
     async def __call__(self, _message: object = None) -> NoReturn:
         """Refuse to be read.
@@ -113,10 +113,10 @@ class _Handler:
         self._call: _Call
         if isinstance(handler, Depends):
             self._call = LazyDependency(handler)
-            self._name = _name_of(self._call.call)
+            self._name = callable_name(self._call.call)
         else:
             _check_signature(handler)
-            self._name = _name_of(handler)
+            self._name = callable_name(handler)
             self._call = _Direct(handler)
 
     async def exempts(self, connection: HTTPConnection) -> bool:
@@ -240,5 +240,6 @@ def _check_signature(handler: object) -> None:
         ) from None
 
 
-def _name_of(handler: object) -> str:
+def callable_name(handler: object) -> str:
+    """Return what a handler or dependency is called for people."""
     return getattr(handler, "__qualname__", None) or type(handler).__qualname__

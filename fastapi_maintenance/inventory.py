@@ -15,8 +15,9 @@ from ._routing import Listed, layers, listed, router_of
 from .decision import Decision
 from .door import Door
 from .exemptions import documents, has_mark, is_marked
+from .handlers import callable_name
 
-logger = logging.getLogger("fastapi_maintenance")
+logger: logging.Logger = logging.getLogger("fastapi_maintenance")
 
 GUARDED: Final = "guarded"
 EXEMPT: Final = "exempt"
@@ -203,8 +204,7 @@ def _door_in(entry: Middleware) -> list[str]:
 
 
 def _depends(call: object) -> str:
-    name = getattr(call, "__qualname__", None) or type(call).__qualname__
-    return f"Depends({name})"
+    return f"Depends({callable_name(call)})"
 
 
 def _names(what: str, names: list[str] | tuple[str, ...]) -> str:

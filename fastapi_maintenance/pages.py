@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from ._document import Document, filled
 from .refusal import DEFAULT_DETAIL, MaintenanceError
 
-logger = logging.getLogger("fastapi_maintenance")
+logger: logging.Logger = logging.getLogger("fastapi_maintenance")
 
 PageMaker = Callable[[Request, MaintenanceError], object]
 """Returns a string of HTML or a ``Response``, or an awaitable of one."""

@@ -47,7 +47,9 @@ class MaintenanceError(HTTPException):
                 f"retry_after must be 1 to {LONGEST_WAIT} whole seconds, not"
                 f" {retry_after!r}"
             )
-        self.state = MaintenanceState(active=True) if state is None else state
+        self.state: MaintenanceState = (
+            MaintenanceState(active=True) if state is None else state
+        )
         self.retry_after = retry_after
         super().__init__(
             status_code=503,
@@ -114,7 +116,11 @@ def openapi_responses(detail: str) -> dict[int | str, dict[str, Any]]:
             "headers": {
                 "Retry-After": {
                     "description": "Seconds after which to try again",
-                    "schema": {"type": "integer", "minimum": 1, "maximum": 86400},
+                    "schema": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "maximum": LONGEST_WAIT,
+                    },
                 }
             },
             "content": {

@@ -127,7 +127,7 @@ class Clock:
             ValueError: If that has no time zone.
         """
         check_aware(now, "now")
-        self.now = now
+        self.now: datetime = now
 
     def advance(self, by: timedelta | float) -> None:
         """Move on by a duration, or by seconds."""

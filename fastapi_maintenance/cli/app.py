@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..orders import new_token
 from . import operate
 from . import options as given
 from .errors import OneLineErrors
@@ -14,7 +15,7 @@ from .run import run_command
 from .target import Target
 from .times import parse_duration
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=OneLineErrors,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -80,7 +81,7 @@ def on(
     if not wait and (timeout is not None or workers is not None or rollback):
         raise ValueError("--timeout, --workers and --rollback go with --wait; add it")
     target = _target(store, name, as_json=as_json)
-    token = given.new_token() if bypass else None
+    token = new_token() if bypass else None
     order = given.an_order(
         message=message,
         for_=for_,
@@ -197,7 +198,7 @@ def run(
     if stay and rollback:
         raise ValueError("--stay and --rollback contradict each other; give one")
     target = Target(store, name, Output(as_json=as_json, aside=True))
-    token = given.new_token() if bypass else None
+    token = new_token() if bypass else None
     order = given.an_order(
         message=message,
         for_=for_,

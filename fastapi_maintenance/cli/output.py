@@ -32,9 +32,9 @@ class Output:
         self.as_json = as_json
         errors = _enduring(sys.stderr)
         stream = errors if aside else _enduring(sys.stdout)
-        self.console = _console(stream)
+        self.console: Console = _console(stream)
         self._errors = errors
-        self.live = (
+        self.live: bool = (
             stream.isatty() and not self.console.is_dumb_terminal and not as_json
         )
 

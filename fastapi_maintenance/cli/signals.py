@@ -50,14 +50,14 @@ class Signals:
     """
 
     def __enter__(self) -> Self:
-        self.held = {
+        self.held: set[signal.Signals] = {
             number
             for number in _ENDING
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         # Ignored, it would take the child's exit code with it.
         self._child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self.before = signal.pthread_sigmask(
+        self.before: set[int | signal.Signals] = signal.pthread_sigmask(
             signal.SIG_BLOCK, {*self.held, signal.SIGCHLD}
         )
         return self

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..fence import DrainReport, Outcome, Roster, distinct_hosts
-from ..state import MaintenanceState
+from ..state import MaintenanceState, phase
 from ..stores import StoreError, describe, open_store
 from ..stores.env import EnvStore
 from ..stores.memory import MemoryStore
@@ -21,10 +21,9 @@ from .phases import (
     crowd,
     document,
     facts,
+    headcount,
     headline,
     living,
-    phase,
-    plural,
     row_document,
 )
 from .times import show_span
@@ -77,16 +76,16 @@ class Target:
 
     def __init__(self, url: str | None, name: str, out: Output) -> None:
         store = open_store(url)
-        self.fixed = isinstance(store, EnvStore)
+        self.fixed: bool = isinstance(store, EnvStore)
         if isinstance(store, MemoryStore) and not self.fixed:
             raise FailureError(
                 USAGE,
                 "memory: is a store inside the service's own process, which no command"
                 " reaches; give the service and --store a file: or redis: store",
             )
-        self.switch = Switch(store, name)
+        self.switch: Switch = Switch(store, name)
         self.out = out
-        self.place = describe(store)
+        self.place: str = describe(store)
         self.interrupted: str | None = (
             "`fastapi-maintenance status` tells whether it was published"
         )
@@ -210,10 +209,8 @@ class Target:
         self._result(report)
         rows = [row for row in report.workers if row.liveness != "dead"]
         self.out.say(
-            f"Drained after {show_span(report.seconds)}:"
-            f" {plural(len(rows), 'worker')} on"
-            f" {plural(distinct_hosts(rows), 'machine')}; nothing from"
-            " before is running."
+            f"Drained after {show_span(report.seconds)}: {headcount(rows)}; nothing"
+            " from before is running."
         )
         self.out.say(NOT_WAITED_FOR)
         if report.read_only:

@@ -29,9 +29,9 @@ class Admission:
     __slots__ = ("_token", "number", "outer", "state", "worker")
 
     def __init__(self, worker: Worker, number: int, state: MaintenanceState) -> None:
-        self.worker = worker
-        self.number = number
-        self.state = state
+        self.worker: Worker = worker
+        self.number: int = number
+        self.state: MaintenanceState = state
         outer = _holding.get()
         while outer is not None and not outer.number:
             outer = outer.outer  # It ended, and its context serves on.

@@ -43,7 +43,7 @@ class EpochFile:
             DamagedEpochError: If it is truncated or another program's.
         """
         self.path = path
-        self.descriptor = keep(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        self.descriptor: int = keep(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
         try:
             head = os.pread(self.descriptor, _SIZE, 0)
             if len(head) < _SIZE or head[8:16] != _MAGIC:
@@ -51,8 +51,8 @@ class EpochFile:
         except BaseException:
             drop(self.descriptor)
             raise
-        self.generation = head[16:32].hex()
-        self.whole = head[32] == 1
+        self.generation: str = head[16:32].hex()
+        self.whole: bool = head[32] == 1
 
     @staticmethod
     def create(path: Path, epoch: int, *, whole: bool) -> None:

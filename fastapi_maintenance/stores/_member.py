@@ -44,8 +44,8 @@ class FileLink:
         self._presence: int | None = None
         self._announced: int | None = None
         self.worker_id = ""
-        self.process = os.getpid()
-        self.counts = (0, 0)
+        self.process: int = os.getpid()
+        self.counts: tuple[int, int] = (0, 0)
 
     def join(self, patience: float) -> MaintenanceState:
         self.process = os.getpid()

@@ -26,11 +26,11 @@ PATIENCE: Final = 2.0
 class PolledStore:
     """Gives a store that can only read and publish what guards need besides."""
 
-    pause = 0.1
+    pause: float = 0.1
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.location = describe(store)
+        self.location: str = describe(store)
         self._workers: dict[str, PolledWorker] = {}
 
     def worker(self, name: str) -> PolledWorker:
@@ -166,7 +166,7 @@ class PolledWorker(Worker):
     link: PolledLink
 
     def __init__(self, link: PolledLink, title: str) -> None:
-        self.checked = float("-inf")
+        self.checked: float = float("-inf")
         self.failing = False
         super().__init__(link, title)
 

@@ -48,13 +48,13 @@ class RedisLink:
         self.scripts = scripts
         self.keys = keys
         self.hub = hub
-        self.place = scripts.place
+        self.place: str = scripts.place
         self.worker: Callable[[], Worker | None] = lambda: None
-        self.uncounted = False
-        self.reported_old = 0
-        self.due = 0.0
-        self.known = Known()
-        self.heard = False
+        self.uncounted: bool = False
+        self.reported_old: int = 0
+        self.due: float = 0.0
+        self.known: Known = Known()
+        self.heard: bool = False
         self._adopted = 0
         self._field = ""
         self._said: set[str] = set()
@@ -253,7 +253,7 @@ class RedisWorker(Worker):
 
     def _rename(self) -> None:
         # Containers number their processes alike: more chance than one machine needs.
-        self.id += os.urandom(4).hex()
+        self.id = self.id + os.urandom(4).hex()
 
     def forked(self) -> None:
         super().forked()

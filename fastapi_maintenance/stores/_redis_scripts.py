@@ -97,7 +97,7 @@ class Scripts:
     def __init__(self, connector: Connector, prefix: str) -> None:
         self.connector = connector
         self.prefix = prefix
-        self.place = connector.place
+        self.place: str = connector.place
 
     def sync(self, keys: Keys, kernel: str, *arguments: str | bytes) -> Reply:
         """Report a row, and read."""

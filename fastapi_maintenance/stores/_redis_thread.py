@@ -135,7 +135,7 @@ class Hub:
     def __init__(self, connector: Connector, prefix: str) -> None:
         self._connector = connector
         self._prefix = prefix
-        self.stir = threading.Event()
+        self.stir: threading.Event = threading.Event()
         self._workers: weakref.WeakSet[RedisWorker] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -37,7 +37,7 @@ class EnvStore(MemoryStore):
             )
         super().__init__(active=_WORDS[word])
         self.variable = variable
-        self.location = f"environment variable {variable}"
+        self.location: str = f"environment variable {variable}"
 
     async def publish(self, name: str, change: Change) -> NoReturn:
         """Refuse: what is set at start stays.

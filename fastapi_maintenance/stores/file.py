@@ -36,7 +36,7 @@ class FileStore:
             A directory on ``tmpfs`` that survives no reboot is a good one.
     """
 
-    pause = 0.02
+    pause: float = 0.02
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class FileStore:
         if not os.fspath(path):
             raise ValueError("path must name a directory, not ''")
         # Later changes of the working directory must not move the switch.
-        self.path = Path(os.path.abspath(path))  # noqa: PTH100  # links stay what they are
-        self.run_dir = Path(os.path.abspath(run_dir or self.path / "run"))  # noqa: PTH100  # links stay what they are
-        self.run = RunDirectory(self.path, self.run_dir)
+        self.path: Path = Path(os.path.abspath(path))  # noqa: PTH100  # links stay what they are
+        self.run_dir: Path = Path(os.path.abspath(run_dir or self.path / "run"))  # noqa: PTH100  # links stay what they are
+        self.run: RunDirectory = RunDirectory(self.path, self.run_dir)
 
     def __repr__(self) -> str:
         return f"FileStore({str(self.path)!r})"

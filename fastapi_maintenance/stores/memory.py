@@ -34,7 +34,7 @@ class MemoryStore:
     """
 
     location = "memory of this process"
-    pause = 0.005
+    pause: float = 0.005
 
     def __init__(self, active: bool = False) -> None:  # reads as in the documentation
         self._initial = MaintenanceState(active=active)
