@@ -122,55 +122,17 @@ def dead_fields(
     ]
 
 
-class Vanished:
-    """Remembers one coordinator's rows, to tell what became of those that are lost.
-
-    Only a proof of death lets a drain stop waiting for a row that Redis lost.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[str, ProcessIdentity] = {}
-
-    def dead(
-        self, entries: Iterable[Entry], observer: ProcessIdentity
-    ) -> list[WorkerRow]:
-        """Return a row, once, for each that is gone from here and from its machine."""
-        present = {
-            entry.row.id: entry.identity
-            for entry in entries
-            if entry.identity is not None
-        }
-        rows = []
-        for worker, identity in list(self._seen.items()):
-            if worker not in present and proven_dead(identity, observer):
-                del self._seen[worker]
-                rows.append(
-                    WorkerRow(
-                        id=worker,
-                        host=identity.host,
-                        pid=identity.pid,
-                        seen=0,
-                        liveness="dead",
-                    )
-                )
-        self._seen.update(present)
-        return rows
-
-
-def proven_dead(identity: ProcessIdentity, observer: ProcessIdentity) -> bool:
-    """Tell whether a process of the observer's own kernel and namespace is gone."""
-    related = (
-        bool(identity.boot and identity.namespace)
-        and identity.boot == observer.boot
-        and identity.namespace == observer.namespace
-    )
-    return related and identity.gone(observer)
+def identities(entries: Iterable[Entry]) -> dict[str, ProcessIdentity]:
+    """Return who the workers of rows are, of those that can be understood."""
+    return {
+        entry.row.id: entry.identity for entry in entries if entry.identity is not None
+    }
 
 
 def _liveness(
     kernel: str, identity: ProcessIdentity, observer: ProcessIdentity, silent: float
 ) -> Liveness:
     # Its field says so too: nobody else's row is removed.
-    if proven_dead(identity, observer) and kernel == kernel_of(identity):
+    if kernel == kernel_of(identity) and identity.gone(observer):
         return "dead"
     return "lost" if silent > LOST_AFTER else "alive"

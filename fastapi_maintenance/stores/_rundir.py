@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from ._epoch import DamagedEpochError, EpochFile
 from ._presence import UNCOUNTED, announced, digest_of
 from ._process import WORKER_ID, ProcessIdentity
 from ._slots import Sight, highest_seen, read_rows, slot_path
+from ._vanished import Vanished
 
 _LOCK: Final = "writer.lock"
 
@@ -43,7 +45,7 @@ class RunDirectory:
         self.path = path
         self.run_dir = run_dir
         self.digest: str = digest_of(run_dir)
-        self._seen: dict[str, dict[str, ProcessIdentity]] = {}
+        self._vanished: defaultdict[str, Vanished] = defaultdict(Vanished)
         self._judged: dict[str, str] = {}
 
     def prepare(self) -> str:
@@ -150,7 +152,7 @@ class RunDirectory:
         self._judged[name] = sight.generation
         return Roster(
             generation=sight.generation,
-            rows=(*rows, *ghosts, *self._vanished(name, identities, observer)),
+            rows=(*rows, *ghosts, *self._vanished[name].dead(identities, observer)),
             epoch=sight.epoch,
             whole=whole,
             uncounted=uncounted,
@@ -205,28 +207,6 @@ class RunDirectory:
                 )
         return list(ghosts.values()), uncounted
 
-    def _vanished(
-        self, name: str, present: dict[str, ProcessIdentity], observer: ProcessIdentity
-    ) -> list[WorkerRow]:
-        # Rows of a roster that was deleted: their processes can still be proven
-        # dead, and only then may a drain stop waiting for them.
-        rows = []
-        seen = self._seen.setdefault(name, {})
-        for worker, identity in list(seen.items()):
-            if worker not in present and identity.gone(observer):
-                del seen[worker]
-                rows.append(
-                    WorkerRow(
-                        id=worker,
-                        host=identity.host,
-                        pid=identity.pid,
-                        seen=0,
-                        liveness="dead",
-                    )
-                )
-        seen.update(present)
-        return rows
-
     def _has_uncounted(self) -> bool:
         # They hold a shared lock on the directory from before they read the state.
         descriptor = keep(lambda: os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
@@ -259,7 +239,7 @@ class RunDirectory:
                     f"worker {worker} is there: its process {found.pid} still runs;"
                     " stop that instead"
                 )
-        self._seen.get(name, {}).pop(worker, None)
+        self._vanished[name].forget(worker)
         slot_path(self.run_dir, name, worker).unlink(missing_ok=True)
 
 

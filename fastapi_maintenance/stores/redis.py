@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
@@ -18,10 +19,11 @@ from ._process import ProcessIdentity
 from ._redis_client import Connector, check_prefix, redis, split_prefix
 from ._redis_known import Known, patiently, understand
 from ._redis_link import RedisLink, RedisWorker
-from ._redis_rows import Vanished, decode
+from ._redis_rows import decode, identities
 from ._redis_scripts import Keys, Scripts, Stored
 from ._redis_thread import Hub
 from ._registry import worker_at
+from ._vanished import Vanished
 
 PATIENCE: Final = 3.0
 """Seconds for which a command of an operator is tried again."""
@@ -51,10 +53,10 @@ class RedisStore:
         TypeError: If ``url`` is neither a string nor a ``redis.Redis``.
     """
 
-    pause = 0.05
+    pause: float = 0.05
 
     def __init__(self, url: str | redis.Redis, *, prefix: str) -> None:
-        self.prefix = check_prefix(prefix)
+        self.prefix: str = check_prefix(prefix)
         if isinstance(url, str):
             url, other = split_prefix(url)
             if other not in {None, prefix}:
@@ -73,7 +75,7 @@ class RedisStore:
         self._scripts = Scripts(connector, self.prefix)
         self._workers: dict[str, RedisWorker] = {}
         self._generations: dict[str, str] = {}
-        self._seen: dict[str, Vanished] = {}
+        self._vanished: defaultdict[str, Vanished] = defaultdict(Vanished)
 
     @classmethod
     def from_url(cls, url: str) -> RedisStore:
@@ -241,12 +243,11 @@ class RedisStore:
         if dead:
             self._scripts.remove(keys, *dead)
         self._generations[name] = looked.generation
-        vanished = self._seen.setdefault(name, Vanished())
         return Roster(
             generation=looked.generation,
             rows=(
                 *(entry.row for entry in entries.values()),
-                *vanished.dead(entries.values(), observer),
+                *self._vanished[name].dead(identities(entries.values()), observer),
             ),
             epoch=looked.epoch,
             whole=looked.whole,
