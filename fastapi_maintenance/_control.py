@@ -1,7 +1,6 @@
 """The endpoints of the control router."""
 
 import hmac
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from .decision import BYPASS_COOKIE
 from .exemptions import maintenance_exempt
 from .fence import DrainReport, Outcome, Roster
 from .guard import MaintenanceGuard
-from .orders import digest
+from .orders import digest, new_token
 from .stores import StoreError
 from .switch import Switch
 from .waiting import Fenced, FenceRefusedError, Plan
@@ -83,7 +82,7 @@ def _add_state(router: APIRouter, switch: Callable[[], Switch]) -> None:
     ) -> StateView:
         """Publish a new state, or open again."""
         here, actor = switch(), actor_of(request)
-        token = secrets.token_urlsafe(32) if wanted.bypass else None
+        token = new_token() if wanted.bypass else None
         async with answered():
             if wanted.active:
                 state = await here.enable(wanted.order(actor, token))

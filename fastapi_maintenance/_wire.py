@@ -9,7 +9,7 @@ from pydantic import model_validator as validated
 
 from .fence import Liveness, Outcome, Roster, WorkerRow
 from .orders import Order
-from .state import MaintenanceState
+from .state import LONGEST_WAIT, MaintenanceState, Phase, phase
 from .stores import StoreError, describe
 from .stores.env import EnvStore
 from .stores.memory import MemoryStore
@@ -28,6 +28,16 @@ _MEANINGS: Final = {
     503: "The store cannot be reached",
 }
 
+Shown = Literal["off", "scheduled", "on", "ended"]
+
+_SHOWN: Final[dict[Phase, Shown]] = {
+    "off": "off",
+    "scheduled": "scheduled",
+    "in force": "on",
+    "ending": "on",
+    "ended": "ended",
+}
+
 Answers = dict[int | str, dict[str, Any]]  # the type of FastAPI's own ``responses``
 
 
@@ -43,7 +53,7 @@ class NewState(BaseModel):
     seconds: Annotated[int, Field(ge=1, le=A_YEAR)] | None = Field(None, alias="for")
     auto_off: StrictBool = False
     read_only: StrictBool = False
-    retry_after: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    retry_after: Annotated[int, Field(ge=1, le=LONGEST_WAIT)] | None = None
     bypass: Annotated[
         StrictBool, Field(description="Make a token, which the answer shows this once")
     ] = False
@@ -128,7 +138,7 @@ class StateView(BaseModel):
 
     name: str
     location: str
-    phase: Literal["off", "scheduled", "on", "ended"]
+    phase: Shown
     now: datetime
     epoch: int
     active: bool
@@ -163,7 +173,7 @@ async def view(switch: Switch, state: MaintenanceState) -> StateView:
     return StateView(
         name=switch.name,
         location=describe(switch.source),
-        phase=_phase(state, now),
+        phase=_SHOWN[phase(state, now)],
         now=now,
         epoch=state.epoch,
         active=state.active,
@@ -215,17 +225,6 @@ def answers(*statuses: int) -> Answers:
         }
         for status in statuses
     }
-
-
-def _phase(
-    state: MaintenanceState, now: datetime
-) -> Literal["off", "scheduled", "on", "ended"]:
-    if not state.active:
-        return "off"
-    if state.in_force(now):
-        return "on"
-    ahead = state.since is not None and now < state.since
-    return "scheduled" if ahead else "ended"
 
 
 def _notice(switch: Switch, roster: Roster) -> str | None:

@@ -1,6 +1,5 @@
 """The order of decisions: a connection and the state in, admit or refuse out."""
 
-import hashlib
 import hmac
 import logging
 import random
@@ -16,13 +15,14 @@ from ._fastapi import Scope, effective_route, effective_template
 from .closing import close_in_time
 from .exemptions import is_documentation, is_marked
 from .handlers import HandlerChain
+from .orders import hashed
 from .refusal import MaintenanceError, prober_of, refuse
 from .state import LONGEST_WAIT, MaintenanceState
 from .stores import StoreError
 from .stores._admission import Admission
 from .switch import Switch
 
-logger = logging.getLogger("fastapi_maintenance")
+logger: logging.Logger = logging.getLogger("fastapi_maintenance")
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 BYPASS_HEADER: Final = "X-Maintenance-Bypass"
@@ -79,7 +79,7 @@ class Decision:
         self._probed = False
         self._coverage: dict[tuple[int, int], Coverage] = {}
         self._unreachable = False
-        self.key = f"fastapi_maintenance.{next(_numbers)}"
+        self.key: str = f"fastapi_maintenance.{next(_numbers)}"
 
     def take(
         self,
@@ -264,8 +264,7 @@ def _has_bypass(scope: Scope, expected: str) -> bool:
             given = found.encode("latin-1") if found else b""
         else:
             continue
-        digest = f"sha256:{hashlib.sha256(given).hexdigest()}"
-        if given and hmac.compare_digest(digest.encode(), expected.encode()):
+        if given and hmac.compare_digest(hashed(given).encode(), expected.encode()):
             return True
     return False
 

@@ -124,13 +124,16 @@ class DrainError(Exception):
         self.report = report
 
 
+def older(row: WorkerRow, epoch: int) -> int:
+    """Return how many requests on a worker may have been admitted before an epoch."""
+    return row.old if row.seen >= epoch else row.in_flight
+
+
 def holds_up(row: WorkerRow, epoch: int) -> bool:
     """Tell whether a request admitted before an epoch may run on a worker."""
     if row.liveness == "dead":
         return False
-    if row.seen >= epoch:
-        return row.old > 0
-    return row.in_flight > 0 or not row.counts_first
+    return older(row, epoch) > 0 or (row.seen < epoch and not row.counts_first)
 
 
 @dataclass(slots=True, eq=False, repr=False)

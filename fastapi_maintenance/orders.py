@@ -187,7 +187,17 @@ def digest(token: str) -> str:
             "a bypass token must be visible ASCII without quotes, commas, semicolons"
             " and backslashes; take secrets.token_urlsafe(32)"
         )
-    return f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
+    return hashed(token.encode())
+
+
+def hashed(token: bytes) -> str:
+    """Return the form in which a token is stored and compared, whatever was sent."""
+    return f"sha256:{hashlib.sha256(token).hexdigest()}"
+
+
+def new_token() -> str:
+    """Return a bypass token of 256 bits."""
+    return secrets.token_urlsafe(32)
 
 
 def new_holder(actor: str | None = None) -> str:

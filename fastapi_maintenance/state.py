@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 from ._checks import check_aware, check_text, is_a
+
+Phase = Literal["off", "scheduled", "in force", "ending", "ended"]
 
 VERSION: Final = 1
 """The version of the JSON form that this release writes and fully understands."""
@@ -220,6 +222,19 @@ _KNOWN: Final = tuple(
     for item in fields(MaintenanceState)
     if item.name not in {"version", "extra"}
 )
+
+
+def phase(state: MaintenanceState, now: datetime) -> Phase:
+    """Return where in its life a state is.
+
+    ``ending``: its announced end has passed, and it waits for a person to open.
+    """
+    if not state.active:
+        return "off"
+    over = state.until is not None and state.until <= now
+    if state.in_force(now):
+        return "ending" if over else "in force"
+    return "ended" if over else "scheduled"
 
 
 def next_epoch(*known: int) -> int:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..fence import Outcome, Roster, WorkerRow, holds_up
+from ..fence import Outcome, Roster, WorkerRow, holds_up, older
 from .output import Output, clean
 from .phases import living, plural, row_document, standing
 from .times import clock, show_span
@@ -151,10 +151,8 @@ class Waiting:
 
     def _progress(self, rows: list[WorkerRow]) -> str:
         text = f"{self._done(rows)} of {plural(len(rows), 'worker')} drained"
-        older = sum(
-            row.old if row.seen >= self._epoch else row.in_flight for row in rows
-        )
-        return text + (f", {plural(older, 'request')} left" if older else "")
+        left = sum(older(row, self._epoch) for row in rows)
+        return text + (f", {plural(left, 'request')} left" if left else "")
 
     def _left(self, waited: float) -> str:
         return f"{show_span(max(0.0, self._timeout - waited))} to go"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
@@ -74,11 +73,6 @@ Workers = Annotated[
         metavar="N", help="How many workers must be there; says that these are all."
     ),
 ]
-
-
-def new_token() -> str:
-    """Return a token of 256 bits."""
-    return secrets.token_urlsafe(32)
 
 
 def an_order(

@@ -5,28 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Literal
 
-from ..fence import Roster, WorkerRow, distinct_hosts, holds_up
-from ..state import VERSION, MaintenanceState
+from ..fence import Roster, WorkerRow, distinct_hosts, holds_up, older
+from ..state import VERSION, MaintenanceState, phase
 from .times import show_moment, show_span
-
-Phase = Literal["off", "scheduled", "in force", "ending", "ended"]
-
-
-def phase(state: MaintenanceState, now: datetime) -> Phase:
-    """Return where in its life a state is.
-
-    ``ending``: its announced end has passed, and it waits for a person to open.
-    """
-    if not state.active:
-        return "off"
-    if state.in_force(now):
-        over = state.until is not None and state.until <= now
-        return "ending" if over else "in force"
-    if state.auto_off and state.until is not None and state.until <= now:
-        return "ended"
-    return "scheduled"
 
 
 def headline(state: MaintenanceState, now: datetime) -> str:
@@ -87,7 +69,7 @@ def row_document(row: WorkerRow, epoch: int) -> dict[str, object]:
         "host": row.host,
         "pid": row.pid,
         "in_flight": row.in_flight,
-        "older": row.old if row.seen >= epoch else row.in_flight,
+        "older": older(row, epoch),
         "seen": row.seen >= epoch,
         "liveness": row.liveness,
         "oldest_route": row.oldest_route,
@@ -105,16 +87,17 @@ def crowd(roster: Roster) -> str:
     """Return how many workers on how many machines a store speaks for."""
     rows = living(roster)
     lost = sum(row.lost for row in rows)
-    text = (
-        f"{plural(len(rows), 'worker')} on {plural(distinct_hosts(rows), 'machine')}"
-        if rows
-        else "none has joined"
-    )
+    text = headcount(rows) if rows else "none has joined"
     if lost:
         text += f", {lost} of them lost"
     if roster.uncounted:
         text += ", and some that cannot be counted"
     return text
+
+
+def headcount(rows: list[WorkerRow]) -> str:
+    """Return how many workers these are, on how many machines."""
+    return f"{plural(len(rows), 'worker')} on {plural(distinct_hosts(rows), 'machine')}"
 
 
 def plural(number: int, noun: str) -> str:

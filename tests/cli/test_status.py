@@ -10,8 +10,9 @@ import anyio
 import pytest
 
 from fastapi_maintenance import MaintenanceState
-from fastapi_maintenance.cli.phases import headline, phase
+from fastapi_maintenance.cli.phases import headline
 from fastapi_maintenance.orders import Order
+from fastapi_maintenance.state import phase
 from tests.cli.support import PATIENCE, Member, call, invoke, lines, program, started
 
 NOW = datetime.now(UTC)
