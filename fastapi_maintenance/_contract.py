@@ -32,6 +32,7 @@ async def check_store(make_store: MakeStore) -> None:
 
     Raises:
         AssertionError: If it does not; the message says what was found.
+        TypeError: If what was made is no store.
 
     Examples:
         >>> import asyncio

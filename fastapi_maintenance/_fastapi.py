@@ -1,7 +1,8 @@
-"""Everything that touches FastAPI's insides, each with a closed failure.
+"""What FastAPI keeps in a request and solves for it, each with a closed failure.
 
-What is read here is not public API. Where a release gives no answer, a route is not
-exempt, a handler does not exempt, and a request is not counted, which a drain says.
+FastAPI's insides are touched here, in ``_routing.py`` and in ``_ahead.py`` alone: what
+is read is not public API. Where a release gives no answer, a route is not exempt, a
+handler does not exempt, and a request is not counted, which a drain says.
 ``tests/guard/test_fastapi_insides.py`` fails on the release that breaks one of them.
 """
 

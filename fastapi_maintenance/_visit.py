@@ -49,11 +49,7 @@ class Visit:
         return is_marked(self.scope.get("endpoint"), effective_route(self.scope))
 
     def settles(self, scope: Scope) -> bool:
-        """Tell the guard inside whether there is nothing left to decide.
-
-        Raises:
-            MaintenanceError: If the door has refused and left it to be said inside.
-        """
+        """Tell the guard inside whether there is nothing left to decide."""
         # A middleware may have copied the scope; this one has the endpoint.
         self.scope = scope
         return self.settled

@@ -33,7 +33,8 @@ def control_router(
     Raises:
         ValueError: If there is no dependency, or only those of this package; or the
             prefix is no path.
-        TypeError: If a dependency is not made by ``Depends``.
+        TypeError: If the guard is none, the dependencies are no list, or one of them
+            is not made by ``Depends``.
 
     Examples:
         >>> from fastapi import Depends, FastAPI

@@ -68,7 +68,7 @@ class Decision:
         handlers: HandlerChain,
         detail: str,
         retry_after: int,
-        spread: float = 0.0,
+        spread: float,
     ) -> None:
         self.switch = switch
         self._handlers = handlers

@@ -155,7 +155,7 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
         ValueError: If the name is no header name or the secret is empty or cannot be
             sent: an unset secret would exempt everyone who sends nothing.
     """
-    token = "!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2, no password  # noqa: S105  # characters of RFC 9110, no password
+    token = "!#$%&'*+-.^_`|~"  # noqa: S105  # RFC 9110 section 5.6.2, no password
     named = is_a(name, str) and name.isascii()
     if not named or not name or not all(c.isalnum() or c in token for c in name):
         raise ValueError(f"not a header name: {name!r}")
@@ -220,7 +220,7 @@ def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     if not isinstance(text, str):
         raise ValueError(  # noqa: TRY004  # one error for every bad network
             f"not a network: {text!r}; write it as a string"
-        )  # one error for all
+        )
     try:
         return ipaddress.ip_network(text, strict=True)
     except ValueError as error:

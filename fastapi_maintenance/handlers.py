@@ -130,7 +130,7 @@ class _Handler:
             # How a dependency says no to an anonymous client: not a failure.
             self._note(None)
             return False
-        except Exception as error:  # whatever it is, it does not exempt  # noqa: BLE001  # whatever it is, it exempts nobody
+        except Exception as error:  # noqa: BLE001  # whatever it is, it exempts nobody
             self._note(error)
             return False
         if answer is not None and not isinstance(answer, bool):

@@ -70,7 +70,7 @@ class Order:
         end = self.until
         if isinstance(end, timedelta):
             try:
-                end = (now if begun or self.at is None else self.at) + end
+                end = (now if begun else start) + end
             except OverflowError:
                 raise ValueError(f"until ({end}) is beyond the calendar") from None
         if end is not None and begun and end <= now:

@@ -35,6 +35,7 @@ class Plan:
 
     Raises:
         ValueError: If a number is negative, not finite or not whole.
+        TypeError: If a number of seconds is no number.
     """
 
     timeout: float = 30.0
@@ -64,6 +65,7 @@ class Plan:
 
         Raises:
             ValueError: If a number is negative, not finite or not whole.
+            TypeError: If a number of seconds is no number.
         """
         return cls(
             timeout=timeout,
