@@ -16,18 +16,11 @@ import anyio.to_thread
 from ._checks import check_text
 from ._threads import ThreadLimit
 from .fence import DrainError, DrainReport
-from .orders import (
-    Order,
-    default_actor,
-    durable,
-    joined,
-    left,
-    new_holder,
-    opened,
-)
+from .orders import Order, default_actor, durable, joined, left, new_holder, opened
 from .state import MaintenanceState
 from .stores import FencedStore, Store, check_name, is_fenced
 from .stores._polled import INTERVAL, PolledStore
+from .stores._worker import Worker
 from .waiting import Fenced, Look, Plan, wait_until_drained
 
 Clock = Callable[[], datetime]
@@ -55,12 +48,14 @@ class Switch:
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
-        self.name = check_name(name)
+        self.name: str = check_name(name)
         self.source: FencedStore = (
             store if is_fenced(store) else PolledStore(store)  # type: ignore[assignment]  # is_fenced looked
         )
-        self.polled = self.source if isinstance(self.source, PolledStore) else None
-        self.worker = self.source.worker(name)
+        self.polled: PolledStore | None = (
+            self.source if isinstance(self.source, PolledStore) else None
+        )
+        self.worker: Worker = self.source.worker(name)
         self.clock: Clock = utc_now
 
     @property
