@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -14,12 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from ._descriptors import drop, keep
-
-with contextlib.suppress(ImportError):
-    import fcntl
-
-HAS_LOCKS: Final = hasattr(os, "pread")
-"""Whether this is POSIX. Windows has no flock: state only, nobody is counted there."""
 
 SIZE_LIMIT: Final = 64 * 1024
 
@@ -53,7 +48,7 @@ def read_small(path: Path) -> tuple[bytes, os.stat_result] | None:
             than 64 KiB, or writable by everyone.
         OSError: If it cannot be read.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags)
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..state import MaintenanceState
 from . import StoreError
 from ._descriptors import drop, keep
-from ._disk import HAS_LOCKS, same_file, try_lock
+from ._disk import same_file, try_lock
 from ._epoch import WORD, EpochFile
 from ._presence import UNCOUNTED, announce
 from ._process import ProcessIdentity
@@ -244,8 +244,8 @@ class FileLink:
                 drop(self._announced)
             self._announced = name
         before = self._presence
-        if not HAS_LOCKS or (before is not None and same_file(path, before)):
-            return HAS_LOCKS
+        if before is not None and same_file(path, before):
+            return True
         try:
             descriptor = keep(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:

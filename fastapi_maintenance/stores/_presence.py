@@ -66,7 +66,7 @@ def announce(path: Path, name: str, worker: str, counted_in: str) -> int | None:
 
     try:
         return keep(bind)
-    except (OSError, AttributeError):
+    except OSError:
         return None
 
 

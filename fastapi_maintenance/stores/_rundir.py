@@ -15,7 +15,6 @@ from ..state import MaintenanceState, StateFormatError
 from . import StoreError
 from ._descriptors import drop, keep
 from ._disk import (
-    HAS_LOCKS,
     foreign_file_system,
     locked,
     make_directory,
@@ -61,16 +60,12 @@ class RunDirectory:
             make_directory(self.path, 0o755)
             with contextlib.suppress(OSError):
                 write_atomic(self.path / ".gitignore", b"*\n", 0o644)
-        if not HAS_LOCKS:
-            return "this operating system has no flock"
         make_directory(self.run_dir, 0o700)
         kind = foreign_file_system(self.run_dir)
         return kind and f"locks on a {kind} file system prove nothing"
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
         """Hold the lock of those who publish and join."""
-        if not HAS_LOCKS:
-            return contextlib.nullcontext()
         return locked(self.run_dir / _LOCK)
 
     def open_epoch(self, name: str, floor: int = 0, *, lost: bool = False) -> EpochFile:
@@ -119,8 +114,6 @@ class RunDirectory:
         Raises:
             OSError: If they cannot be read. Never fewer rows.
         """
-        if not HAS_LOCKS:
-            return Roster(generation="", rows=(), epoch=0, whole=False)
         if not _stands(self.run_dir):
             ghosts, uncounted = self._unlisted(name, set())
             uncounted = uncounted or (_stands(self.path) and self._has_uncounted())

@@ -20,8 +20,6 @@ from fastapi_maintenance.state import EPOCH_LIMIT, MaintenanceState
 from fastapi_maintenance.stores import (
     StoreError,
     _descriptors,
-    _member,
-    _rundir,
     open_store,
 )
 from fastapi_maintenance.stores._admission import Admission
@@ -866,36 +864,25 @@ def test_worker_serves_where_it_cannot_join(
     worker.leave()
 
 
-def test_row_on_another_file_system_is_not_made(
-    store: FileStore,
-    worker: FileWorker,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@needs_root
+def test_row_on_another_file_system_is_not_made(tmp_path: Path) -> None:
     """A directory that came back without locks that prove anything has no rows."""
-    monkeypatch.setattr(_rundir, "HAS_LOCKS", False)
+    code = """
+import asyncio, shutil, subprocess, sys, threading
+from fastapi_maintenance.stores.file import FileStore
+store = FileStore(sys.argv[1])
+worker = store.worker("default")
+worker._keeper = threading.Event()
+worker.join()
+for mounts in (["mount", "-t", "tmpfs", "none", "/proc"], ["umount", "/proc"]):
+    subprocess.run(mounts, check=True)
     shutil.rmtree(store.path)
-    keep(worker)
-    assert "no flock" in caplog.text
-    monkeypatch.undo()
-    keep(worker)
-    assert len(alive(store)) == 1
-
-
-def test_systems_without_locks(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The state can be set and is seen; nobody is counted, and nobody says drained."""
-    monkeypatch.setattr(_rundir, "HAS_LOCKS", False)
-    monkeypatch.setattr(_member, "HAS_LOCKS", False)
-    worker = store.worker("default")
-    worker.enter()
-    publish(store, ON)
-    assert is_on(worker)
-    roster = asyncio.run(store.roster("default"))
-    assert (roster.rows, roster.whole) == ((), False)
-    with store.run.writing():
-        worker.leave()
+    worker.tend()
+    print(len(list(store.run_dir.glob("*.slot"))), flush=True)
+"""
+    done = inside(":", code, tmp_path / "state")
+    assert done.stdout == "0\n1\n", done.stderr
+    assert "cannot make it anew: locks on a unknown file system prove" in done.stderr
 
 
 def test_directory_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
