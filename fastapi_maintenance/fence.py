@@ -167,7 +167,9 @@ class Fence:
         pending = [row for row in rows if holds_up(row, self.epoch)]
         busy = [row for row in pending if not row.lost]
         if busy:
-            return "busy", _names("still running on", busy)
+            running = [row for row in busy if older(row, self.epoch)]
+            why = _names("still running on", running)
+            return "busy", why or _names("no answer yet from", busy)
         missing = self._known - {row.id for row in rows}
         if pending or (missing and not self._whole):
             return "lost", _names("silent, and not proven dead:", pending) or (

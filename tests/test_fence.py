@@ -96,7 +96,8 @@ def test_row_holds_up_what_may_still_run(found: WorkerRow, held: bool) -> None:
         ([row()], "drained", ""),
         ([row(), row("b")], "drained", ""),
         ([row(current=9)], "drained", ""),
-        ([row(old=2)], "busy", "web/97 (2 in flight)"),
+        ([row(old=2)], "busy", "still running on web/97 (2 in flight)"),
+        ([row(seen=1, counts_first=False)], "busy", "no answer yet from web/97"),
         ([row(seen=1, current=1), row("b")], "busy", "web/97"),
         ([row(seen=1, current=1, liveness="lost")], "lost", "not proven dead: web/97"),
         (
