@@ -1,6 +1,7 @@
 """Take a FastAPI service into maintenance, know that it is out, and bring it back."""
 
 import importlib
+import threading
 import typing
 
 if typing.TYPE_CHECKING:
@@ -56,13 +57,20 @@ _MODULES = {
 }
 
 
+_PARTS = {"exemptions", "stores", "testing"}
+
+# Threads that load parts of FastAPI at once, each from another end, find halves of it.
+_loading = threading.RLock()
+
 if not typing.TYPE_CHECKING:  # Checkers would take it for a promise of every name.
 
     def __getattr__(name: str) -> object:
-        module = _MODULES.get(name)
-        if module is None:
+        if name not in _MODULES and name not in _PARTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(module, __name__), name)
+        with _loading:
+            if name in _PARTS:
+                return importlib.import_module(f".{name}", __name__)
+            value = getattr(importlib.import_module(_MODULES[name], __name__), name)
         globals()[name] = value
         return value
 

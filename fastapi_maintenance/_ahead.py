@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Host, Match, Mount, Route, Router
 
@@ -16,6 +17,9 @@ from ._fastapi import Scope
 from ._routing import layers, router_of
 
 _DEEPEST: Final = 64
+
+# Whose middlewares leave the path as it is, but for one that runs users' functions.
+_FRAMEWORKS: Final = ("starlette.", "fastapi.", "fastapi_maintenance.")
 
 # They match by a pattern of the path first of all, as far as is known.
 _BY_PATTERN: Final = (Route.matches, APIRoute.matches)
@@ -49,7 +53,8 @@ class _AnswersItselfError(Exception):
 def look_ahead(app: object, scope: Scope, *, quick: bool = False) -> Ahead | None:
     """Find what a request will reach, by the real matching and without running it.
 
-    What a middleware on the way would do to the path is not seen.
+    What a middleware on the way would do to the path is not seen. Where one of a
+    mounted application could make a route of what is none, that is a closed box.
 
     Args:
         app: The application, or what wraps it.
@@ -92,22 +97,14 @@ def _descend(
         router = router_of(box)
         if router is None or not _is_plain(router, "__call__", "app"):
             break
-        if isinstance(box, Starlette):
-            apps.append(box)
-            probe["app"] = box
-            # As FastAPI does when it is called.
-            root_path = getattr(box, "root_path", "")
-            if root_path:
-                probe["root_path"] = root_path
-        inside: Any = probe.get("app")
-        home = router is getattr(inside, "router", None)
-        if home and inside is not box:
-            # It was entered before: what looks ahead stands behind its front.
-            apps.append(inside)
-        found = _select(router, probe, quick=quick)
+        home = _enter(box, router, probe, apps)
+        try:
+            found = _choose(router, probe, quick=quick)
+        except _AnswersItselfError:
+            if _may_rewrite(boxes) and not (home and box is router):
+                break
+            raise
         if found is None:
-            if router.default == router.not_found:
-                raise _AnswersItselfError
             # What answers for every other path is an application as any other.
             app = router.default
         elif isinstance(found.route, Mount | Host):
@@ -118,9 +115,37 @@ def _descend(
     return Ahead(probe, app, None, passed, apps, home=False)
 
 
+def _enter(box: object, router: Router, probe: Scope, apps: list[Starlette]) -> bool:
+    """Note an application as it does when it is called.
+
+    Returns:
+        Whether the router is that of the innermost application itself.
+    """
+    if isinstance(box, Starlette):
+        apps.append(box)
+        probe["app"] = box
+        root_path = getattr(box, "root_path", "")
+        if root_path:
+            probe["root_path"] = root_path
+    inside: Any = probe.get("app")
+    home = router is getattr(inside, "router", None)
+    if home and inside is not box:
+        # It was entered before: what looks ahead stands behind its front.
+        apps.append(inside)
+    return home
+
+
 class _Found(NamedTuple):
     route: Any  # of any release, and of any class
     effective: Any
+
+
+def _choose(router: Router, probe: Scope, *, quick: bool) -> _Found | None:
+    """Choose as the router will; None if it has a default of its own for the rest."""
+    found = _select(router, probe, quick=quick)
+    if found is None and router.default == router.not_found:
+        raise _AnswersItselfError
+    return found
 
 
 def _select(router: Router, probe: Scope, *, quick: bool) -> _Found | None:
@@ -242,6 +267,20 @@ def _answers_preflights(box: object) -> bool:
     return isinstance(box, CORSMiddleware) or any(
         isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
         for entry in inside
+    )
+
+
+def _may_rewrite(boxes: list[object]) -> bool:
+    """Tell whether what stands before a router could change a path or a method."""
+    found: list[Any] = [type(box) for box in boxes[:-1]]
+    if isinstance(boxes[-1], Starlette):
+        found += [entry.cls for entry in boxes[-1].user_middleware]
+    return any(
+        issubclass(middleware, BaseHTTPMiddleware)
+        if isinstance(middleware, type)
+        and middleware.__module__.startswith(_FRAMEWORKS)
+        else True
+        for middleware in found
     )
 
 

@@ -25,13 +25,14 @@ class Visit:
         scope: The request, where its endpoint shows itself.
     """
 
-    __slots__ = ("scope",)
+    __slots__ = ("_asked", "scope")
 
     settled = True
     """Whether the door has decided for its guard, and counted."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
+        self._asked = scope["path"], scope.get("method")
 
     def __str__(self) -> str:
         return label_of(self.scope, effective_route(self.scope))
@@ -47,6 +48,14 @@ class Visit:
     def is_exempt(self) -> bool:
         """Tell whether an endpoint was reached that is exempt."""
         return is_marked(self.scope.get("endpoint"), effective_route(self.scope))
+
+    def is_of(self, scope: Scope) -> bool:
+        """Tell whether a scope is that of this request, or a copy.
+
+        An endpoint may send another request into its application with a scope made of
+        its own. Where a middleware rewrites a path behind the door, it is decided anew.
+        """
+        return self._asked == (scope["path"], scope.get("method"))
 
     def settles(self, scope: Scope) -> bool:
         """Tell the guard inside whether there is nothing left to decide."""

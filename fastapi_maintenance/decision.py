@@ -77,7 +77,7 @@ class Decision:
         self._spread = spread
         self.random: Callable[[], float] = random.random
         self._probed = False
-        self._coverage: dict[tuple[int, int], Coverage] = {}
+        self._coverage: dict[tuple[int, int, int], Coverage] = {}
         self._unreachable = False
         self.key: str = f"fastapi_maintenance.{next(_numbers)}"
 
@@ -170,11 +170,13 @@ class Decision:
     def coverage(self, scope: Scope) -> Coverage:
         """Return what is true of the matched route, from a bounded cache."""
         # By identity: neither routes nor FastAPI's own objects are hashable by it.
-        # An included route is shared, and told apart by its context.
+        # An included route is shared, and told apart by its context; what is
+        # documentation, by the application.
         route = scope.get("route")
         own = scope.get("fastapi")
         context = own.get("effective_route_context") if own else None
-        key = (id(route), id(context))
+        app = scope.get("app")
+        key = (id(route), id(context), id(app))
         known = None if route is None else self._coverage.get(key)
         if known is None:
             endpoint = scope.get("endpoint")
@@ -183,7 +185,7 @@ class Decision:
                 exempt=is_marked(endpoint, effective)
                 or is_documentation(scope, effective),
                 label=label_of(scope, effective),
-                key=(route, context),
+                key=(route, context, app),
             )
             # A frontend has no route of its own, and is looked at each time.
             if route is not None:

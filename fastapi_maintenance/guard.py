@@ -107,7 +107,7 @@ class MaintenanceGuard:
         """
         scope = connection.scope
         visit = scope.get(self._decision.key)
-        if visit is not None and visit.settles(scope):
+        if visit is not None and visit.is_of(scope) and visit.settles(scope):
             return
         pending = self._decision.take(connection, scope.get(OUTER_STACK))
         if pending is not None:

@@ -253,6 +253,9 @@ def _parse(document: str | bytes) -> dict[str, object]:
     values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     if not isinstance(values, dict):
         raise StateFormatError(f"not a JSON object but {type(values).__name__}")
+    # What could not be written back, as half of a pair or a number without an end,
+    # could not be switched off.
+    json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     return values
 
 
@@ -270,7 +273,10 @@ def _no_constant(name: str) -> NoReturn:
 def _moment(value: object, name: str) -> datetime:
     if not isinstance(value, str):
         raise StateFormatError(f'"{name}" must be an ISO 8601 time, not {value!r}')
-    return datetime.fromisoformat(value)
+    moment = datetime.fromisoformat(value)
+    if moment.utcoffset() is not None:
+        moment.astimezone(UTC)  # Beyond the last year, it could not be written back.
+    return moment
 
 
 def _strings(value: object) -> tuple[str, ...]:

@@ -17,7 +17,10 @@ class AdmittedWork:
         if self._admission is not None:
             # A second count in its place would let go of the first one's work.
             raise RuntimeError("already entered; call guard.admit() for each work")
-        worker = self._decision.switch.worker
+        switch = self._decision.switch
+        worker = switch.worker
+        if switch.polled is not None:
+            switch.polled.check(switch.name)
         if not worker.joined:
             worker.join()
         admission = worker.admit("work")
@@ -34,6 +37,9 @@ class AdmittedWork:
         traceback: TracebackType | None,
     ) -> None:
         admission, self._admission = self._admission, None
+        if isinstance(error, GeneratorExit):
+            # A generator that is closed has not been cancelled in the middle of work.
+            kind = error = traceback = None
         if admission is not None:
             admission.__exit__(kind, error, traceback)
 

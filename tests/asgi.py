@@ -33,6 +33,11 @@ class Answer:
             for name, value in start["headers"]
         }
 
+    @property
+    def body(self) -> bytes:
+        """The body of the response."""
+        return b"".join(m.get("body", b"") for m in self.messages)
+
 
 async def call(
     app: App,

@@ -118,6 +118,30 @@ def test_a_name_that_is_not_there_is_none_to_checkers_either() -> None:
         fastapi_maintenance.MaintenanceGard  # type: ignore[attr-defined]  # noqa: B018  # that mypy wants this is half of the test
 
 
+def test_parts_are_found_below_the_package() -> None:
+    """A dotted name of the documentation works after importing the package alone."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(FOLDER.parent)!r});"
+        " import fastapi_maintenance as package;"
+        " print(package.exemptions.with_header, package.stores, package.testing)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_threads_may_ask_for_the_first_names_at_once() -> None:
+    """Names that threads load side by side are whole, each."""
+    code = (
+        f"import sys, threading; sys.path.insert(0, {str(FOLDER.parent)!r});"
+        " import fastapi_maintenance as package; wrong = [];"
+        " threading.excepthook = wrong.append;"
+        " threads = [threading.Thread(target=getattr, args=(package, name))"
+        " for name in package.__all__];"
+        " [t.start() for t in threads]; [t.join() for t in threads];"
+        " sys.exit(len(wrong))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 ORDER = [
     "state",
     "fence",

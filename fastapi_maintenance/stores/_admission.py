@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from asyncio import current_task
+from asyncio import Task, current_task
 from collections.abc import Iterator
-from contextlib import suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..state import MaintenanceState
 
@@ -26,17 +25,16 @@ class Admission:
     of those copies to die gives the count back.
     """
 
-    __slots__ = ("_token", "number", "outer", "state", "worker")
+    __slots__ = ("_task", "number", "outer", "state", "worker")
 
     def __init__(self, worker: Worker, number: int, state: MaintenanceState) -> None:
         self.worker: Worker = worker
         self.number: int = number
         self.state: MaintenanceState = state
         outer = _holding.get()
-        while outer is not None and not outer.number:
-            outer = outer.outer  # It ended, and its context serves on.
-        self.outer: Admission | None = outer
-        self._token: Token[Admission | None] | None = _holding.set(self)
+        self.outer: Admission | None = outer and _unended(outer)
+        self._task = _present_task()
+        _holding.set(self)
 
     def __enter__(self) -> Self:
         return self
@@ -47,29 +45,31 @@ class Admission:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        token, self._token = self._token, None
+        task, self._task = self._task, None
         number = self.number
         if not number:
             return
-        try:
-            task = current_task()
-        except RuntimeError:
-            task = None  # A thread, or another event loop.
         # A dependency or an exception handler inside may have made an answer of the
         # cancellation: the task still knows of it.
         if (task is not None and task.cancelling()) or (
             error is not None and _was_cancelled(error)
         ):
             self.worker.cancelled(number)
-            if token is not None:
-                # This context goes on, and works for the request no more. Where
-                # another task closes the stack, its context never did.
-                with suppress(ValueError):
-                    _holding.reset(token)
+            # This context goes on, and works for it no more.
+            if _holding.get() is self:
+                _holding.set(self.outer)
         else:
             # Left in the context, it says that it has ended: a reset would be felt.
             self.number = 0
             self.worker.release(number)
+
+    def is_of_this_task(self) -> bool:
+        """Tell whether the very task that runs now holds it up.
+
+        A context alone proves nothing: servers start later requests of a connection
+        in that of an earlier one, and tasks outlive the request that started them.
+        """
+        return self._task is _present_task()
 
     def release(self) -> None:
         """Give the count back now. Leaving, too, then does no more than leave."""
@@ -91,6 +91,28 @@ def held() -> Iterator[Admission]:
         if admission.number:
             yield admission
         admission = admission.outer
+
+
+def _unended(outer: Admission | None) -> Admission | None:
+    """Return the first that has not ended, with those after it that have left out.
+
+    One context may serve for ever, and its admissions overlap.
+    """
+    while outer is not None and not outer.number:
+        outer = outer.outer
+    if outer is not None:
+        after = outer.outer
+        while after is not None and not after.number:
+            after = after.outer
+        outer.outer = after
+    return outer
+
+
+def _present_task() -> Task[Any] | None:  # of whatever it returns
+    try:
+        return current_task()
+    except RuntimeError:
+        return None  # A thread, or another event loop.
 
 
 def _was_cancelled(error: BaseException) -> bool:

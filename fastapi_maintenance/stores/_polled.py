@@ -99,11 +99,29 @@ class PolledStore:
         else:
             worker.failing = False
 
+    def check(self, name: str) -> None:
+        """Refuse to go by a state that nobody reads any more.
+
+        Raises:
+            StoreError: If it is overdue, and only waiting could read it.
+        """
+        worker = self.worker(name)
+        if worker.joined and worker.age > INTERVAL + PATIENCE:
+            raise StoreError(
+                f"{self.location} was read {worker.age:.0f} s ago, and nothing reads it"
+                " in the background; use `async with guard.admit()`, or stay inside"
+                " `async with guard.lifespan():`"
+            )
+
     async def publish(self, name: str, change: Change) -> MaintenanceState:
         """Publish, and let this worker know at once."""
         state = await self.store.publish(name, change)
-        self.worker(name).link.known = state
-        self.worker(name).refresh()
+        worker = self.worker(name)
+        known = worker.link.known
+        # A late answer: what came after it may have been read meanwhile.
+        if known is None or known.epoch <= state.epoch:
+            worker.link.known = state
+            worker.refresh()
         return state
 
     async def roster(self, name: str) -> Roster:
@@ -173,4 +191,9 @@ class PolledWorker(Worker):
     @property
     def fresh(self) -> bool:
         """Whether the store was read within the last interval."""
-        return self.joined and time.monotonic() - self.checked <= INTERVAL
+        return self.joined and self.age <= INTERVAL
+
+    @property
+    def age(self) -> float:
+        """Seconds since the store was read last, or was tried to."""
+        return time.monotonic() - self.checked

@@ -22,13 +22,12 @@ _numbers: Final = count(1)
 class Worker:
     """What one store and name see of this process.
 
+    One lock makes counting and reading the epoch a single step. ``current`` and ``old``
+    hold what is in flight, the oldest first; ``orders`` says what is to be closed.
+
     Args:
         link: What the engine does.
         title: The switch and its place, for the log.
-
-    One lock makes counting and reading the epoch a single step. ``current`` and
-    ``old`` hold what is in flight, the oldest first. ``orders`` says which of it is
-    to be closed.
     """
 
     def __init__(self, link: Link, title: str) -> None:
@@ -215,17 +214,19 @@ class Worker:
         self._sort()
         with self._lock:
             self._settle()
-            oldest = next(iter(self.old.values() or self.current.values()), None)
+            # Copies, each made in one step: what ends is taken out without the lock.
+            counted = {**self.old.copy(), **self.current.copy()}
+            oldest = next(iter(counted.values()), None)
             shown = oldest and (str(oldest[0]), oldest[1])
             return len(self.current), len(self.old), shown
 
     def own(self) -> int:
-        """Return how many of this worker's counts the calling work holds."""
+        """Return how many of this worker's counts the calling task itself holds."""
         # Not those of a parent from before a fork.
         return sum(
             admission.number in self.current or admission.number in self.old
             for admission in held()
-            if admission.worker is self
+            if admission.worker is self and admission.is_of_this_task()
         )
 
     def stand_aside(self, why: str) -> None:
@@ -261,7 +262,7 @@ class Worker:
             unseen = [
                 (number, label)
                 for counted in (self.old, self.current)
-                for number, (label, _) in counted.items()
+                for number, (label, _) in counted.copy().items()
                 if not isinstance(label, str)
             ]
         for number, label in unseen:

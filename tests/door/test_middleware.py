@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
@@ -298,6 +299,84 @@ async def test_what_a_mount_hides_is_a_closed_box() -> None:
     door = MaintenanceModeMiddleware(Hides(ran.box), closed())
     app.mount("/box", door)
     assert (await call(app, "/box/open")).status == 503
+    assert ran == []
+
+
+class Translates:
+    """What takes a language out of a path, and a method out of a header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is meant."""
+        method = dict(scope["headers"]).get(b"x-method", scope["method"].encode())
+        path = scope["path"].replace("/en/", "/", 1)
+        meant = {**scope, "path": path, "method": method.decode()}
+        await self.app(meant, receive, send)
+
+
+@pytest.mark.parametrize("way", ["wrap", "middleware"])
+@pytest.mark.parametrize("form", ["added", "around", "function"])
+async def test_what_a_mounted_application_makes_of_a_path_opens_nothing(
+    way: str, form: str
+) -> None:
+    """Where its middleware could make a route of what is none, all is closed."""
+    app, sub, ran = FastAPI(), FastAPI(), Ran()
+    sub.add_api_route("/target", ran.target, methods=["DELETE"])
+    sub.add_api_route("/open", maintenance_exempt(_open))
+    inner: ASGIApp = sub
+    if form == "added":
+        sub.add_middleware(Translates)
+    elif form == "around":
+        inner = Translates(sub)
+    else:
+        inner = BaseHTTPMiddleware(sub, _translated)
+    guard = opened()
+    app.mount("/v1", guard.wrap(inner) if way == "wrap" else inner)
+    if way == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    asked: dict[str, Any] = {"headers": [(b"x-method", b"DELETE")], "method": "POST"}
+    for path in ("/v1/en/target", "/v1/target"):
+        assert (await call(app, path, **asked)).status == 200
+    assert ran == ["target", "target"]
+    await guard.enable()
+    for path in ("/v1/en/target", "/v1/target"):
+        assert (await call(app, path, **asked)).status == 503
+    assert ran == ["target", "target"]
+    assert (await call(app, "/v1/open")).status == 200
+    assert (await call(app, "/nothing")).status == 404
+
+
+async def _translated(request: Request, proceed: Any) -> Any:
+    scope = request.scope
+    scope["path"] = scope["path"].replace("/en/", "/", 1)
+    scope["method"] = request.headers.get("x-method", scope["method"])
+    return await proceed(request)
+
+
+def _as_is(app: ASGIApp, scope: Scope) -> ASGIApp:
+    async def ask(_: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return ask
+
+
+@pytest.mark.parametrize("way", ["door", "both"])
+async def test_a_request_inside_a_request_is_decided_for_itself(way: str) -> None:
+    """What an endpoint sends into its own application is no part of its request."""
+    guard, ran = opened(), Ran()
+    app = FastAPI(dependencies=[Depends(guard)] if way == "both" else [])
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    app.add_api_route("/target", ran.target)
+
+    async def batch(request: Request) -> int:
+        await guard.enable()
+        inside = await call(_as_is(app, {**request.scope, "path": "/target"}))
+        return inside.status
+
+    app.add_api_route("/batch", maintenance_exempt(batch))
+    assert (await call(app, "/batch")).body == b"503"
     assert ran == []
 
 

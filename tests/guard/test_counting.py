@@ -1,6 +1,7 @@
 """What is in flight, and until when."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 import time
@@ -479,6 +480,52 @@ async def test_requests_of_an_older_epoch_are_told_apart() -> None:
     assert guard._switch.worker.counts()[:2] == (0, 1)
     gate.set()
     assert (await request).status == 200
+    assert in_flight(guard) == 0
+
+
+async def test_drain_waits_for_a_request_whose_context_it_has() -> None:
+    """A later request or a task in the context of a request is not that request.
+
+    Servers start pipelined requests in the context of the one before.
+    """
+    guard = opened()
+    app = FastAPI(dependencies=[Depends(guard)])
+    contexts: list[contextvars.Context] = []
+    begun, leave = asyncio.Event(), asyncio.Event()
+
+    @app.get("/long")
+    async def long() -> None:
+        contexts.append(contextvars.copy_context())
+        begun.set()
+        await leave.wait()
+
+    @app.get("/own")
+    async def own() -> bool:
+        await guard.enable()
+        return (await guard.drain(timeout=0)).drained
+
+    first = asyncio.ensure_future(call(app, "/long"))
+    await begun.wait()
+    await guard.enable()
+    drain = asyncio.create_task(guard.drain(timeout=0), context=contexts[0])
+    assert (await drain).outcome == "busy"
+    leave.set()
+    await first
+    await guard.disable()
+    assert (await call(app, "/own")).body == b"true"
+
+
+async def test_work_in_a_generator_ends_with_it() -> None:
+    """A generator that is closed from elsewhere gives its count back."""
+    guard = opened()
+
+    async def jobs() -> AsyncIterator[int]:
+        with guard.admit():
+            yield 1
+
+    generator = jobs()
+    assert await anext(generator) == 1
+    await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]  # it is a generator
     assert in_flight(guard) == 0
 
 

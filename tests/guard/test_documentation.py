@@ -188,3 +188,13 @@ def test_websocket_at_a_documentation_path_is_refused() -> None:
     app.add_api_websocket_route("/docs", Ran().socket)
     with pytest.raises(WebSocketDenialResponse):
         TestClient(app).websocket_connect("/docs").__enter__()
+
+
+def test_documentation_of_one_application_is_business_in_another() -> None:
+    """Two applications with one route and one guard decide for themselves."""
+    one = FastAPI(docs_url=None, dependencies=[Depends(closed())])
+    one.add_api_route("/docs", Ran().endpoint, include_in_schema=False)
+    other = FastAPI(docs_url="/help", routes=list(one.router.routes))
+    for _ in range(2):
+        assert status(one, "/docs") == 200
+        assert status(other, "/docs") == 503

@@ -64,6 +64,36 @@ async def test_it_is_read_when_it_is_overdue_and_not_before() -> None:
     assert store.reads == 2
 
 
+async def test_work_in_threads_does_not_go_by_a_state_that_nobody_reads() -> None:
+    """What cannot wait for a reading is refused when the last one is too old."""
+    guard = MaintenanceGuard(OwnStore())
+    async with guard.admit():
+        pass
+    with guard.admit():
+        pass
+    overdue(guard)
+    with pytest.raises(StoreError, match="use `async with"), guard.admit():
+        raise AssertionError
+
+
+async def test_a_late_answer_does_not_undo_what_came_after_it() -> None:
+    """A publication that is overtaken by a reading of a later one changes nothing."""
+    store = OwnStore()
+    guard = MaintenanceGuard(store)
+    assert guard._switch.polled is not None
+    await guard._switch.join()
+
+    async def publish(name: str, change: Change) -> MaintenanceState:
+        late = change(store.state).but(epoch=1)
+        store.state = MaintenanceState(epoch=2, active=True)
+        await guard._switch.source.read(name)
+        return late
+
+    store.publish = publish  # type: ignore[method-assign]  # this one is overtaken
+    await guard.disable()
+    assert guard.is_active
+
+
 async def test_it_is_read_in_the_background() -> None:
     """With the lifespan, a change is seen without any request."""
     store = OwnStore()

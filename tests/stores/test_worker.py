@@ -3,7 +3,7 @@
 import contextvars
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -371,6 +371,60 @@ def test_threads_and_changes_lose_no_count(immediate: bool) -> None:
         thread.join(30)
     assert most <= len(threads)
     assert len(worked) >= len(threads)
+    assert worker.counts() == (0, 0, None)
+
+
+class Changing(dict[int, Any]):
+    """Counts that other threads change all the time: only a copy can be walked."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError
+
+    def items(self) -> Any:  # a dict's own
+        raise AssertionError
+
+    def values(self) -> Any:  # a dict's own
+        raise AssertionError
+
+
+def test_counts_are_looked_at_in_copies() -> None:
+    """What ends meanwhile, without the lock, does not disturb who looks."""
+    engine = Engine()
+    engine.immediate = False
+    worker = Worker(engine, "'default' in a test")
+    worker.join()
+    worker.current, worker.old = Changing(), Changing()
+    with worker.admit("work"):
+        assert worker.counts()[:2] == (1, 0)
+
+
+def test_admissions_that_overlap_do_not_pile_up() -> None:
+    """A context that serves on keeps none of those that have ended."""
+    worker, _ = joined()
+    before = worker.admit("0")
+    for number in range(1, 100):
+        after = worker.admit(str(number))
+        before.__exit__(None, None, None)
+        before = after
+    kept = 0
+    admission: Admission | None = before
+    while admission is not None:
+        kept, admission = kept + 1, admission.outer
+    assert kept <= 3
+    assert [held_now.number for held_now in held()] == [before.number]
+    before.release()
+
+
+def test_work_that_is_cancelled_does_not_end_what_runs_inside() -> None:
+    """An interruption of an outer admission leaves the inner one in the context."""
+    worker, _ = joined()
+    outer = worker.admit("outer")
+    inner = worker.admit("inner")
+    outer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert inner in list(held())
+    inner.release()
+    inner.outer = None
+    del outer
     assert worker.counts() == (0, 0, None)
 
 
