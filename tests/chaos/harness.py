@@ -319,9 +319,10 @@ async def _visit(
         while not ended.is_set():
             # Those that were started since, too.
             port = choose.choice(instances).port
-            with contextlib.suppress(OSError, AssertionError):
+            with contextlib.suppress(OSError):
                 await asyncio.wait_for(_request(port, choose.choice(ROUTES)), 3)
-            await asyncio.sleep(0.005)
+            # Load, and not a machine that does nothing else: tests run side by side.
+            await asyncio.sleep(0.02)
 
     await asyncio.gather(*(visitor(number) for number in range(clients)))
 
