@@ -6,7 +6,6 @@ import secrets
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from fastapi.testclient import TestClient
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore
 from fastapi_maintenance.testing import check_store
+from tests.chaos.harness import until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -379,10 +379,7 @@ def test_long_streams(load: Load) -> None:
 
     with served(example.app) as client, ThreadPoolExecutor() as threads:
         stream = threads.submit(client.get, "/ticks")
-        deadline = time.monotonic() + 20
-        while not in_flight():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(in_flight)
         report = call(client, lambda: example.close(0))
         assert report.drained
         assert stream.result(20).text.endswith("tick\ncome back later\n")

@@ -253,7 +253,7 @@ class RedisWorker(Worker):
 
     def _rename(self) -> None:
         # Containers number their processes alike: more chance than one machine needs.
-        self.id = self.id + os.urandom(4).hex()
+        self.id: str = self.id + os.urandom(4).hex()
 
     def forked(self) -> None:
         super().forked()

@@ -20,12 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat every test that brings a service down."""
+    """Repeat every test: each brings a service down."""
     repeat: int = metafunc.config.getoption("--repeat", 20 if LONG else 1)
-    if "service" in metafunc.fixturenames:
-        ids = None if repeat > 1 else [pytest.HIDDEN_PARAM]
-        metafunc.fixturenames.append("repetition")
-        metafunc.parametrize("repetition", range(repeat), ids=ids)
+    ids = None if repeat > 1 else [pytest.HIDDEN_PARAM]
+    metafunc.fixturenames.append("repetition")
+    metafunc.parametrize("repetition", range(repeat), ids=ids)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What the tests of the guard share: a guard that is on, and what ran."""
 
+import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
 
 RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
+
+PATIENCE = 10.0
 
 FRONTENDS = RELEASE >= (0, 139)
 NO_FRONTENDS = "this FastAPI does not run dependencies for app.frontend()"
@@ -45,6 +49,14 @@ def in_flight(guard: MaintenanceGuard) -> int:
     """Return how many requests a guard counts."""
     current, old, _ = guard._switch.worker.counts()
     return current + old
+
+
+async def emptied(guard: MaintenanceGuard) -> bool:
+    """Wait until nothing is in flight; False after ten seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while in_flight(guard) and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
+    return not in_flight(guard)
 
 
 def built(folder: Path) -> Path:

@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import gc
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import anyio.to_thread
@@ -18,17 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceGuard
 from tests.asgi import Message, call
-from tests.guard.support import Ran, both, in_flight, opened
-
-PATIENCE = 10.0
-
-
-async def emptied(guard: MaintenanceGuard) -> bool:
-    """Wait until nothing is in flight; False after ten seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while in_flight(guard) and time.monotonic() < deadline:
-        await asyncio.sleep(0.005)
-    return not in_flight(guard)
+from tests.guard.support import Ran, both, emptied, in_flight, opened
 
 
 class Counted(list[tuple[str, int]]):

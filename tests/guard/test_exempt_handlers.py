@@ -18,7 +18,7 @@ from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_maintenance import MaintenanceGuard
 from tests.asgi import call
-from tests.guard.support import Ran, both, closed, in_flight, opened, publish
+from tests.guard.support import Ran, both, closed, emptied, in_flight, opened, publish
 
 LOGGER = "fastapi_maintenance"
 
@@ -182,8 +182,8 @@ def test_a_no_refuses_in_every_spelling(
 
 
 def generator(connection: HTTPConnection) -> Iterator[bool]:
-    yield from ()
     raise AssertionError
+    yield
 
 
 async def async_generator(connection: HTTPConnection) -> AsyncIterator[bool]:
@@ -284,14 +284,7 @@ async def test_cancellation_of_a_handler_passes() -> None:
     with pytest.raises(asyncio.CancelledError):
         await call(client.app, "/target")
     assert ran == []
-    await emptied(guard)
-
-
-async def emptied(guard: MaintenanceGuard) -> None:
-    """Wait until nothing is in flight."""
-    async with asyncio.timeout(5):
-        while in_flight(guard):
-            await asyncio.sleep(0.01)
+    assert await emptied(guard)
 
 
 async def test_cancelling_a_request_cancels_its_handler() -> None:
@@ -315,7 +308,7 @@ async def test_cancelling_a_request_cancels_its_handler() -> None:
     async with asyncio.timeout(5):
         await ended.wait()
     assert ran == []
-    await emptied(guard)
+    assert await emptied(guard)
 
 
 async def test_failure_of_a_cancelled_handler_disturbs_nobody() -> None:
@@ -337,7 +330,7 @@ async def test_failure_of_a_cancelled_handler_disturbs_nobody() -> None:
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    await emptied(guard)
+    assert await emptied(guard)
     await asyncio.sleep(0)
     assert loose == []
 
@@ -641,10 +634,8 @@ def test_dependency_of_a_handler_that_hangs_is_left(hangs: str) -> None:
             # Slow to leave: what follows must not wait, nor be closed with it.
             await asyncio.sleep(0.05)
 
-    def hanging_sync() -> None:
-        released.wait(30)
-
-    slow = hanging_async if hangs == "async" else hanging_sync
+    hanging_sync = functools.partial(released.wait, 30)
+    slow: Any = hanging_async if hangs == "async" else hanging_sync
 
     async def never(_: Annotated[None, Depends(slow)]) -> bool:
         raise AssertionError

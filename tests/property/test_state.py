@@ -89,7 +89,7 @@ def test_json_of_a_newer_release_is_kept_and_obeyed(
     assert json.loads(read.to_json()) == document
 
 
-@example(document="{}")
+@example(document='{"active": true}')
 @given(document=st.binary(max_size=80) | st.text(max_size=80) | values.map(json.dumps))
 def test_any_document_is_a_state_or_no_state(document: bytes | str) -> None:
     """Reading a document gives a state or the one error, and nothing else."""

@@ -78,12 +78,10 @@ class Proxy:
         while not self._stopped:
             ends = [] if self.frozen else [end for pair in self._pairs for end in pair]
             listeners = [] if self.frozen else [self._listener]
-            try:
-                ready, _, _ = select.select(
-                    [*listeners, self._woken, *ends], [], [], 0.02
-                )
-            except (OSError, ValueError):
-                continue  # Cut meanwhile.
+            watched = [*listeners, self._woken, *ends]
+            ready: list[socket.socket] = []
+            with contextlib.suppress(OSError, ValueError):  # Cut meanwhile.
+                ready, _, _ = select.select(watched, [], [], 0.02)
             for end in ready:
                 if end is self._listener:
                     with self._leading:
