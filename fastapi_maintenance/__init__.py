@@ -55,8 +55,6 @@ _MODULES = {
     "maintenance_exempt": ".exemptions",
     "open_store": ".stores",
 }
-
-
 _PARTS = {"exemptions", "stores", "testing"}
 
 # Threads that load parts of FastAPI at once, each from another end, find halves of it.

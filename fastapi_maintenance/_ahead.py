@@ -14,9 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Host, Match, Mount, Route, Router
 
 from ._fastapi import Scope
-from ._routing import layers, router_of
-
-_DEEPEST: Final = 64
+from ._routing import DEEPEST, layers, router_of
 
 # Whose middlewares leave the path as it is, but for one that runs users' functions.
 _FRAMEWORKS: Final = ("starlette.", "fastapi.", "fastapi_maintenance.")
@@ -88,11 +86,11 @@ def _descend(
     *,
     quick: bool,
 ) -> Ahead:
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         boxes = list(layers(app))
         passed += boxes
-        box = boxes[-1]
-        if _is_preflight(probe) and any(map(_answers_preflights, boxes)):
+        box, front = boxes[-1], _front(boxes)
+        if _is_preflight(probe) and any(map(_answers_preflights, front)):
             raise _AnswersItselfError
         router = router_of(box)
         if router is None or not _is_plain(router, "__call__", "app"):
@@ -101,7 +99,7 @@ def _descend(
         try:
             found = _choose(router, probe, quick=quick)
         except _AnswersItselfError:
-            if _may_rewrite(boxes) and not (home and box is router):
+            if any(map(_may_rewrite, front)) and not (home and box is router):
                 break
             raise
         if found is None:
@@ -261,26 +259,25 @@ def _is_preflight(probe: Scope) -> bool:
     return names >= {b"origin", b"access-control-request-method"}
 
 
-def _answers_preflights(box: object) -> bool:
-    """Tell whether a middleware, or one of an application, is Starlette's for CORS."""
-    inside = box.user_middleware if isinstance(box, Starlette) else ()
-    return isinstance(box, CORSMiddleware) or any(
-        isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
-        for entry in inside
-    )
-
-
-def _may_rewrite(boxes: list[object]) -> bool:
-    """Tell whether what stands before a router could change a path or a method."""
-    found: list[Any] = [type(box) for box in boxes[:-1]]
+def _front(boxes: list[object]) -> list[object]:
+    """Return the classes of the middlewares that stand before a router."""
+    found: list[object] = [type(box) for box in boxes[:-1]]
     if isinstance(boxes[-1], Starlette):
         found += [entry.cls for entry in boxes[-1].user_middleware]
-    return any(
-        issubclass(middleware, BaseHTTPMiddleware)
-        if isinstance(middleware, type)
-        and middleware.__module__.startswith(_FRAMEWORKS)
-        else True
-        for middleware in found
+    return found
+
+
+def _answers_preflights(middleware: object) -> bool:
+    """Tell whether a middleware is Starlette's for CORS."""
+    return isinstance(middleware, type) and issubclass(middleware, CORSMiddleware)
+
+
+def _may_rewrite(middleware: object) -> bool:
+    """Tell whether a middleware could change a path or a method."""
+    return (
+        not isinstance(middleware, type)
+        or not middleware.__module__.startswith(_FRAMEWORKS)
+        or issubclass(middleware, BaseHTTPMiddleware)
     )
 
 

@@ -11,7 +11,8 @@ import fastapi.routing
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Router, WebSocketRoute
 
-_DEEPEST: Final = 64
+DEEPEST: Final = 64
+"""How many applications may be inside of each other; one may be mounted in itself."""
 
 
 class Listed(NamedTuple):
@@ -33,7 +34,7 @@ def layers(app: object) -> Iterator[object]:
 
     Middlewares keep what they wrap as ``app``, by convention.
     """
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         if app is None:
             return
         yield app

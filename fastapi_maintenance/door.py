@@ -70,9 +70,8 @@ class Door:
             return
         key = self._key
         visit: Visit | None = scope.get(key)
-        if visit is not None and not visit.is_of(scope):
-            visit = None
-        if (visit is not None and visit.settled) or self._is_overridden(scope):
+        decided = visit is not None and visit.settled and visit.is_of(scope)
+        if decided or self._is_overridden(scope):
             await self.app(scope, receive, send)
             return
         # Looked up each time: a test may have replaced it for a while.

@@ -31,8 +31,12 @@ class Admission:
         self.worker: Worker = worker
         self.number: int = number
         self.state: MaintenanceState = state
-        outer = _holding.get()
-        self.outer: Admission | None = outer and _unended(outer)
+        outer = _unended(_holding.get())
+        if outer is not None:
+            # One context may serve for ever, and its admissions overlap: those that
+            # have ended are let go.
+            outer.outer = _unended(outer.outer)
+        self.outer: Admission | None = outer
         self._task = _present_task()
         _holding.set(self)
 
@@ -86,26 +90,16 @@ class Admission:
 
 def held() -> Iterator[Admission]:
     """Yield the admissions that the calling work runs under, the innermost first."""
-    admission = _holding.get()
+    admission = _unended(_holding.get())
     while admission is not None:
-        if admission.number:
-            yield admission
+        yield admission
+        admission = _unended(admission.outer)
+
+
+def _unended(admission: Admission | None) -> Admission | None:
+    while admission is not None and not admission.number:
         admission = admission.outer
-
-
-def _unended(outer: Admission | None) -> Admission | None:
-    """Return the first that has not ended, with those after it that have left out.
-
-    One context may serve for ever, and its admissions overlap.
-    """
-    while outer is not None and not outer.number:
-        outer = outer.outer
-    if outer is not None:
-        after = outer.outer
-        while after is not None and not after.number:
-            after = after.outer
-        outer.outer = after
-    return outer
+    return admission
 
 
 def _present_task() -> Task[Any] | None:  # of whatever it returns

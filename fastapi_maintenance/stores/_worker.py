@@ -214,8 +214,8 @@ class Worker:
         self._sort()
         with self._lock:
             self._settle()
-            # Copies, each made in one step: what ends is taken out without the lock.
-            counted = {**self.old.copy(), **self.current.copy()}
+            # A copy, made in one step: what ends is taken out without the lock.
+            counted = self.old.copy() or self.current.copy()
             oldest = next(iter(counted.values()), None)
             shown = oldest and (str(oldest[0]), oldest[1])
             return len(self.current), len(self.old), shown
