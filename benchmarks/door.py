@@ -7,11 +7,9 @@ The last of 10, 100 and 1,000 routes is asked for, with and without maintenance.
 
 import argparse
 import asyncio
-import sys
-import time
 
 from fastapi import Depends, FastAPI
-from guard import call, empty
+from guard import best_of, empty
 
 from fastapi_maintenance import (
     MaintenanceGuard,
@@ -53,18 +51,7 @@ async def measure(rounds: int, requests: int) -> dict[str, float]:
     for routes in ROUTES:
         cases[f"{routes:,} routes, door off"] = (application(routes, off), 200)
         cases[f"{routes:,} routes, door on"] = (application(routes, on), 503)
-    for name, (app, status) in cases.items():
-        if await call(app) != status:
-            sys.exit(f"{name}: not {status}")
-    best = dict.fromkeys(cases, float("inf"))
-    for _ in range(rounds):
-        for name, (app, _status) in cases.items():
-            start = time.process_time()
-            for _ in range(requests):
-                await call(app)
-            spent = (time.process_time() - start) / requests * 1e6
-            best[name] = min(best[name], spent)
-    return best
+    return await best_of(cases, rounds, requests)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.guard import application, call, empty
+from benchmarks.guard import application, best_of, empty
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
 from fastapi_maintenance.orders import Order
 from fastapi_maintenance.stores._process import ProcessIdentity
@@ -82,21 +82,14 @@ def workers(where: str, count: int) -> Iterator[list[Connection]]:
 async def cost(where: str, rounds: int) -> None:
     """Print what the guard adds to a request, as ``benchmarks/guard.py`` does."""
     guard = MaintenanceGuard(RedisStore.from_url(where))
-    apps = {
-        "none": application(),
-        "empty": application(empty),
-        "memory": application(MaintenanceGuard(MemoryStore())),
-        "redis": application(guard),
+    cases = {
+        "none": (application(), 200),
+        "empty": (application(empty), 200),
+        "memory": (application(MaintenanceGuard(MemoryStore())), 200),
+        "redis": (application(guard), 200),
     }
-    best = dict.fromkeys(apps, float("inf"))
     async with guard.lifespan():
-        for _ in range(rounds):
-            for name, app in apps.items():
-                start = time.process_time()
-                for _ in range(REQUESTS):
-                    await call(app)
-                spent = (time.process_time() - start) / REQUESTS * 1e6
-                best[name] = min(best[name], spent)
+        best = await best_of(cases, rounds, REQUESTS)
     unit = best["empty"] - best["none"]
     for name in ("memory", "redis"):
         added = best[name] - best["none"]

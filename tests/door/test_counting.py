@@ -211,13 +211,21 @@ async def test_what_is_let_in_under_maintenance_is_counted() -> None:
     assert counts(guard) == (0, 0)
 
 
-async def connect(app: ASGIApp, told: list[Message]) -> None:
-    """Open a WebSocket, and note what the client is told."""
+Connected = tuple[list[Message], asyncio.Future[Any]]
+
+
+async def connected(app: ASGIApp, holds: Holds) -> Connected:
+    """Open a WebSocket that stays; what the client is told is noted."""
+    told: list[Message] = []
 
     async def send(message: Message) -> None:
         told.append(message)
 
-    await handshake(app, "/socket", send=send)
+    task: asyncio.Future[Any] = asyncio.ensure_future(
+        handshake(app, "/socket", send=send)
+    )
+    await asyncio.wait_for(holds.entered.wait(), 5)
+    return told, task
 
 
 def closes(told: list[Message]) -> list[int]:
@@ -225,15 +233,12 @@ def closes(told: list[Message]) -> list[int]:
     return [m["code"] for m in told if m["type"] == "websocket.close"]
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
-async def test_counted_websockets_are_told_to_close(way: str) -> None:
-    """``close_after`` closes what came through the door with 1012."""
-    app, guard, holds = application(way, marked=False)
-    told: list[Message] = []
-    task = asyncio.ensure_future(connect(app, told))
-    await asyncio.wait_for(holds.entered.wait(), 5)
-    await guard.enable()
-    drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=0.01))
+async def closed_by_a_drain(
+    guard: MaintenanceGuard, holds: Holds, open_one: Connected, after: float
+) -> None:
+    """Wait for a drain that closes a WebSocket with 1012, once."""
+    told, task = open_one
+    drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=after))
     await eventually(lambda: closes(told) == [1012])
     holds.leave.set()
     with pytest.raises(RuntimeError):
@@ -243,12 +248,19 @@ async def test_counted_websockets_are_told_to_close(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["door", "both"])
+async def test_counted_websockets_are_told_to_close(way: str) -> None:
+    """``close_after`` closes what came through the door with 1012."""
+    app, guard, holds = application(way, marked=False)
+    open_one = await connected(app, holds)
+    await guard.enable()
+    await closed_by_a_drain(guard, holds, open_one, after=0.01)
+
+
+@pytest.mark.parametrize("way", ["door", "both"])
 async def test_exempt_websockets_are_told_nothing(way: str) -> None:
     """``close_after`` leaves alone what is exempt."""
     app, guard, holds = application(way, marked=True)
-    told: list[Message] = []
-    task = asyncio.ensure_future(connect(app, told))
-    await asyncio.wait_for(holds.entered.wait(), 5)
+    told, task = await connected(app, holds)
     await guard.enable()
     assert (await guard.drain(timeout=5, close_after=0.01)).drained
     assert guard._switch.worker.orders._timers == []
@@ -275,17 +287,10 @@ async def test_a_websocket_let_in_under_maintenance_can_be_closed_later() -> Non
     app = FastAPI()
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
     app.add_api_websocket_route("/socket", holds.socket)
-    told: list[Message] = []
-    task = asyncio.ensure_future(connect(app, told))
-    await asyncio.wait_for(holds.entered.wait(), 5)
+    open_one = await connected(app, holds)
     await guard.disable()
     await guard.enable()
-    drain = asyncio.ensure_future(guard.drain(timeout=5, close_after=0.0))
-    await eventually(lambda: closes(told) == [1012])
-    holds.leave.set()
-    with pytest.raises(RuntimeError):
-        await task
-    assert (await drain).drained
+    await closed_by_a_drain(guard, holds, open_one, after=0.0)
 
 
 async def test_a_cancelled_request_gives_its_count_back() -> None:
