@@ -26,7 +26,9 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 MAIN = PYTHONS[0]
 PATH = os.environ.get("PATH", os.defpath)
 PACKAGE = "fastapi_maintenance"
-# Most tests wait for processes: more of them than there are cores run side by side.
+# Tests of this process alone need a core each; most of all tests wait for processes,
+# and more of them than there are cores run side by side.
+ALONE = ["-n", "2", "--dist", "worksteal"]
 SIDE_BY_SIDE = ["-n", "4", "--dist", "worksteal"]
 WHEEL_LIMIT = 200_000  # the goal was 100 kB: console, doors and Redis weigh more
 
@@ -102,13 +104,13 @@ def tests(session: nox.Session) -> None:
     tried once more, which the report shows as an R.
     """
     prepare(session, *groups("full"))
-    again = [*SIDE_BY_SIDE, "--reruns", "1", junit(session), *session.posargs]
+    again = ["--reruns", "1", junit(session), *session.posargs]
     if session.python != MAIN:
         kinds = "not browser and not chaos and not servers"
-        session.run("pytest", "-m", kinds, *OTHER_PYTHONS, *again)
+        session.run("pytest", "-m", kinds, *OTHER_PYTHONS, *ALONE, *again)
         return
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *again)
+    session.run("coverage", "run", "-m", "pytest", *SIDE_BY_SIDE, *again)
 
 
 @nox.session(python=MAIN, requires=[f"tests-{MAIN}"])
@@ -134,7 +136,7 @@ def matrix(session: nox.Session, fastapi: str, starlette: str) -> None:
     tried = ["tests/guard", "tests/test_inventory.py"]
     if (fastapi, starlette) in DOORS:
         tried.append("tests/door")
-    options = [*SIDE_BY_SIDE, junit(session), *forgiven, *session.posargs]
+    options = [*ALONE, junit(session), *forgiven, *session.posargs]
     session.run("pytest", "-m", "not servers", *tried, *options)
 
 
@@ -168,7 +170,7 @@ def build(session: nox.Session) -> None:
     session.install(*groups("build"))
     folder = Path(session.create_tmp()) / "dist"
     shutil.rmtree(folder, ignore_errors=True)
-    session.run("python", "-m", "build", "--outdir", str(folder))
+    session.run("python", "-m", "build", "--installer=uv", "--outdir", str(folder))
     archives = sorted(str(path) for path in folder.iterdir())
     session.run("twine", "check", "--strict", *archives)
     (wheel,) = folder.glob("*.whl")
@@ -178,10 +180,12 @@ def build(session: nox.Session) -> None:
     if size >= WHEEL_LIMIT:
         session.error(f"The wheel must stay below {WHEEL_LIMIT} bytes.")
     alone = folder.parent / "alone"
-    session.run("python", "-m", "venv", "--clear", str(alone))
+    session.run("uv", "venv", "--clear", "--python", "python", str(alone))
     python = str(alone / "bin" / "python")
-    session.run(python, "-m", "pip", "install", "-q", str(wheel), external=True)
-    session.run(python, "-IWerror", "-c", f"import {PACKAGE}", external=True)
+    session.run("uv", "pip", "install", "--python", python, str(wheel))
+    # With a star, since names are loaded when they are asked for.
+    every = f"from {PACKAGE} import *"
+    session.run(python, "-IWerror", "-c", every, external=True)
 
 
 @nox.session(default=False)
