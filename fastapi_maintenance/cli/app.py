@@ -65,6 +65,7 @@ def on(
     ] = False,
     timeout: given.Timeout = None,
     workers: given.Workers = None,
+    close_after: given.CloseAfter = None,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Not drained: put back what was before.")
     ] = False,
@@ -78,8 +79,11 @@ def on(
     With --wait, exit codes say why it was not drained: 10 requests in flight, 11 lost
     workers, 12 another operator, 13 too few workers, 15 the store cannot tell.
     """
-    if not wait and (timeout is not None or workers is not None or rollback):
-        raise ValueError("--timeout, --workers and --rollback go with --wait; add it")
+    waiting = timeout, workers, close_after, rollback or None
+    if not wait and any(word is not None for word in waiting):
+        raise ValueError(
+            "--timeout, --workers, --close-after and --rollback go with --wait; add it"
+        )
     target = _target(store, name, as_json=as_json)
     token = new_token() if bypass else None
     order = given.an_order(
@@ -92,7 +96,7 @@ def on(
         retry_after=retry_after,
         token=token,
     )
-    plan = given.a_plan(timeout, workers) if wait else None
+    plan = given.a_plan(timeout, workers, close_after) if wait else None
     return operate.carry_out(
         target,
         lambda: operate.switch_on(
@@ -121,6 +125,7 @@ def wait(
     *,
     timeout: given.Timeout = None,
     workers: given.Workers = None,
+    close_after: given.CloseAfter = None,
     store: Store = None,
     name: Name = "default",
     as_json: AsJson = False,
@@ -130,7 +135,7 @@ def wait(
     It fences the state that is on; exit codes are those of `on --wait`.
     """
     target = _target(store, name, as_json=as_json)
-    plan = given.a_plan(timeout, workers)
+    plan = given.a_plan(timeout, workers, close_after)
     return operate.carry_out(target, lambda: operate.wait_again(target, plan))
 
 
@@ -173,6 +178,7 @@ def run(
     wait: Annotated[bool, typer.Option("--wait", hidden=True)] = False,
     timeout: given.Timeout = None,
     workers: given.Workers = None,
+    close_after: given.CloseAfter = None,
     rollback: Annotated[bool, typer.Option("--rollback", hidden=True)] = False,
     stay: Annotated[
         bool, typer.Option("--stay", help="Not drained: keep maintenance on.")
@@ -209,7 +215,7 @@ def run(
         retry_after=retry_after,
         token=token,
     )
-    plan = given.a_plan(timeout, workers)
+    plan = given.a_plan(timeout, workers, close_after)
     return run_command(target, order, plan, command, init=init, token=token, stay=stay)
 
 

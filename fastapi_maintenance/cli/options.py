@@ -74,6 +74,15 @@ Workers = Annotated[
     ),
 ]
 
+CloseAfter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="10s",
+        help="Close counted WebSockets (code 1012) after this time, and tell streams"
+        " that ask.",
+    ),
+]
+
 
 def an_order(
     *,
@@ -116,7 +125,7 @@ def an_order(
     )
 
 
-def a_plan(timeout: str | None, workers: str | None) -> Plan:
+def a_plan(timeout: str | None, workers: str | None, close_after: str | None) -> Plan:
     """Return how long and for whom to wait.
 
     Raises:
@@ -128,4 +137,7 @@ def a_plan(timeout: str | None, workers: str | None) -> Plan:
         timeout=parse_duration(timeout or TIMEOUT, bare=True).total_seconds(),
         workers=1 if workers is None else int(workers),
         vouched=workers is not None,
+        close_after=None
+        if close_after is None
+        else parse_duration(close_after, bare=True).total_seconds(),
     )

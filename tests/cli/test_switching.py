@@ -199,6 +199,8 @@ WRONG = {
     "a timeout without a wait": (("--timeout", "5"), "go with --wait"),
     "workers without a wait": (("--workers", "2"), "go with --wait"),
     "a rollback without a wait": (("--rollback",), "go with --wait"),
+    "a closing without a wait": (("--close-after", "5"), "go with --wait"),
+    "a closing at no time": (("--wait", "--close-after", "soon"), "'soon'"),
     "a negative timeout": (("--wait", "--timeout", "-5"), "not a duration: '-5'"),
     "an infinite timeout": (("--wait", "--timeout", "inf"), "not a duration: 'inf'"),
     "negative workers": (("--wait", "--workers", "-1"), "a whole number, not '-1'"),

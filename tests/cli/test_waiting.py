@@ -14,6 +14,7 @@ import pytest
 from fastapi_maintenance.cli.operate import put_back, wait_for
 from fastapi_maintenance.cli.output import Output
 from fastapi_maintenance.cli.target import FailureError, Target
+from fastapi_maintenance.closing import Closing
 from fastapi_maintenance.orders import Order
 from fastapi_maintenance.state import OPERATOR
 from fastapi_maintenance.waiting import Plan
@@ -80,6 +81,25 @@ def test_a_wait_lasts_until_the_last_request_has_ended(
     assert result["outcome"] == "drained"
     assert result["not_waited_for"].startswith("Not waited for")
     assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words", [("on", "--wait"), ("wait",), ("run",)], ids=["on", "wait", "run"]
+)
+def test_long_work_is_told_to_end(
+    folder: Path, member: Member, words: tuple[str, ...]
+) -> None:
+    """``--close-after`` reaches what runs, and the wait ends when that does."""
+    assert words != ("wait",) or invoke("on").exit_code == 0
+    command = ("--", "true") if words == ("run",) else ()
+    ordered = program(*words, "--close-after", "0s", "--timeout", "20", *command)
+    with contextlib.ExitStack() as slow, started(ordered, folder) as process:
+        slow.enter_context(member.busy("GET /stream"))
+        eventually(Closing(member.switch.worker).is_set)
+        assert process.poll() is None
+        slow.close()
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
 
 
 def test_a_request_that_does_not_end_is_busy(folder: Path, member: Member) -> None:
