@@ -55,6 +55,16 @@ def effective_route(scope: Scope) -> object | None:
     return route
 
 
+def matched(scope: Scope) -> tuple[object, object, object]:
+    """Return the matched route, its context and its application, each None if absent.
+
+    An included route is shared, and told apart by its context (from 0.137 on).
+    """
+    own = scope.get("fastapi")
+    context = own.get("effective_route_context") if own else None
+    return scope.get("route"), context, scope.get("app")
+
+
 def direct_dependencies(effective: object | None) -> list[object]:
     """Return the callables that a route depends on directly, its routers' included."""
     dependant = getattr(effective, "dependant", None)

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from starlette.requests import HTTPConnection, cookie_parser
 from starlette.websockets import WebSocket
 
-from ._fastapi import Scope, effective_route, effective_template
+from ._fastapi import Scope, effective_route, effective_template, matched
 from .closing import close_in_time
 from .exemptions import is_documentation, is_marked
 from .handlers import HandlerChain
@@ -169,13 +169,9 @@ class Decision:
 
     def coverage(self, scope: Scope) -> Coverage:
         """Return what is true of the matched route, from a bounded cache."""
-        # By identity: neither routes nor FastAPI's own objects are hashable by it.
-        # An included route is shared, and told apart by its context; what is
-        # documentation, by the application.
-        route = scope.get("route")
-        own = scope.get("fastapi")
-        context = own.get("effective_route_context") if own else None
-        app = scope.get("app")
+        # By identity: neither routes nor FastAPI's own objects are hashable by it. What
+        # is documentation depends on the application.
+        route, context, app = found = matched(scope)
         key = (id(route), id(context), id(app))
         known = None if route is None else self._coverage.get(key)
         if known is None:
@@ -185,7 +181,7 @@ class Decision:
                 exempt=is_marked(endpoint, effective)
                 or is_documentation(scope, effective),
                 label=label_of(scope, effective),
-                key=(route, context, app),
+                key=found,
             )
             # A frontend has no route of its own, and is looked at each time.
             if route is not None:

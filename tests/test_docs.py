@@ -197,7 +197,7 @@ def test_readme_is_short_and_starts_as_the_documentation_does() -> None:
     """Who reads both sees one thing, in less than 120 lines."""
     readme, index = PAGES[0].read_text(), (ROOT / "docs/index.md").read_text()
     assert len(readme.splitlines()) < 120
-    start = readme[: readme.index("`--wait` returns")]
+    start = readme[: readme.index("`--wait` ends")]
     assert index.startswith(start.rstrip("\n"))
 
 
