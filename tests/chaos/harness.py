@@ -102,7 +102,7 @@ class Service:
         url: The store.
         instances: The servers.
         windows: From *drained* to before the reopening, in nanoseconds.
-        deaths: When a process was known to be gone.
+        deaths: When a process was killed.
 
     """
 
@@ -182,10 +182,12 @@ class Service:
 
     def kill(self, instance: Instance) -> None:
         """End a worker with SIGKILL, and wait until it is gone."""
+        # What it was at is over from here on. When its end is noticed says nothing:
+        # a drain may have seen that it is gone before.
+        self.deaths[instance.pid] = time.monotonic_ns()
         instance.signal(signal.SIGKILL)
         instance.process.wait()
         self.instances.remove(instance)
-        self.deaths[instance.pid] = time.monotonic_ns()
 
     def spans(self) -> Iterator[tuple[int, float, str]]:
         """Yield begin, end and name of each span, in nanoseconds."""

@@ -78,6 +78,7 @@ def test_preload_with_fork(service: Service, operator: Operator) -> None:
     command += ["--log-level", "error", "-w", "2", "--chdir", str(service.folder)]
     (master,) = service.start(command=command)
     with service.load():
+        until(lambda: len({name.split()[-1] for *_, name in service.spans()}) == 2)
         report = operator.drain()
         assert report.outcome == "drained", report
         live = {row.pid for row in report.workers if row.liveness == "alive"}
