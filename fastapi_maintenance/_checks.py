@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import unicodedata
 from datetime import datetime, timedelta
 from types import UnionType
@@ -58,6 +59,11 @@ def check_text(text: str | None, name: str) -> None:
                 f"{name} must be one line of valid text without {character!r}:"
                 f" {text[:80]!r}"
             )
+
+
+def is_finite(value: float) -> bool:
+    """Tell whether a number is one that a float can hold: integers can be too long."""
+    return bool(abs(value) <= sys.float_info.max)
 
 
 def check_listener(listener: object, name: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import inspect
 import logging
-import math
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NoReturn, Protocol
@@ -15,7 +14,7 @@ from fastapi.params import Depends
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
-from ._checks import is_a
+from ._checks import is_a, is_finite
 from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
 from ._threads import ThreadLimit
 
@@ -79,7 +78,7 @@ class HandlerChain:
     def __init__(self, handlers: ExemptHandlers, timeout: float) -> None:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise TypeError(f"handler_timeout must be seconds, not {timeout!r}")
-        if not math.isfinite(timeout) or timeout <= 0:
+        if not is_finite(timeout) or timeout <= 0:
             raise ValueError(f"handler_timeout must be positive, not {timeout!r}")
         if handlers is None:
             listed: Sequence[ExemptHandler | Depends] = ()

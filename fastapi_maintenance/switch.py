@@ -19,6 +19,7 @@ from .fence import DrainError, DrainReport
 from .orders import Order, default_actor, durable, joined, left, new_holder, opened
 from .state import MaintenanceState
 from .stores import FencedStore, Store, check_name, is_fenced
+from .stores._admission import own_counts
 from .stores._polled import INTERVAL, PolledStore
 from .stores._worker import Worker
 from .waiting import Fenced, Look, Plan, wait_until_drained
@@ -205,7 +206,7 @@ class Switch:
         )
 
     def _own(self) -> Mapping[str, int]:
-        return {self.worker.id: self.worker.own()} if self.worker.joined else {}
+        return {self.worker.id: own_counts(self.worker)} if self.worker.joined else {}
 
     async def wait(
         self, fenced: Fenced, plan: Plan, *, look: Look | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Self
 
 import anyio
 
+from ._checks import is_finite
 from .fence import DrainReport, Fence, Outcome, Roster
 from .orders import durable
 from .state import CLOSE_AFTER, MaintenanceState
@@ -50,7 +50,7 @@ class Plan:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-            if not math.isfinite(value) or value < 0:
+            if not is_finite(value) or value < 0:
                 raise ValueError(f"{name} must be zero or more seconds, not {value!r}")
         if type(self.workers) is not int or self.workers < 0:
             raise ValueError(
@@ -163,7 +163,7 @@ async def wait_until_drained(
                 final = outcome == "superseded" or waited >= plan.timeout
         if final:
             if outcome == "drained" and plan.vouched:
-                await source.vouch(name)
+                await source.vouch(name, roster.generation)
             return DrainReport(
                 outcome=outcome,
                 epoch=state.epoch,

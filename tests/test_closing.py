@@ -86,7 +86,9 @@ def test_order_for_nothing_starts_nothing(orders: CloseOrders) -> None:
     assert orders._timers == []
 
 
-@pytest.mark.parametrize("value", [None, True, "1", -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [None, True, "1", -1, float("nan"), float("inf"), 10**400]
+)
 def test_order_that_makes_no_sense_is_none(orders: CloseOrders, value: object) -> None:
     """A state that was written by hand closes nothing by mistake."""
     orders.adopt({"close_after": value}, [1])
@@ -227,3 +229,18 @@ def test_loop_that_has_ended_is_left_alone(anyio_backend: str) -> None:
 
     spawn = anyio.run(begin, backend=anyio_backend)
     spawn(asyncio.Event)
+
+
+def test_order_without_a_thread_is_logged(
+    orders: CloseOrders,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where the system gives no more threads, nothing is closed and nothing fails."""
+
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError(f"can't start {thread.name}")
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    orders.adopt({"close_after": 0}, [1])
+    assert "long work is not told to end: can't start" in caplog.text

@@ -343,14 +343,14 @@ async def test_vouched_drain_completes_the_roster() -> None:
     vouched: list[str] = []
 
     class Vouching(MemoryStore):
-        async def vouch(self, name: str) -> None:
-            vouched.append(name)
+        async def vouch(self, name: str, generation: str) -> None:
+            vouched.append(f"{name} {generation}")
 
     made = switch(Vouching(), active=True, begun=True)
     assert (await made.drain(Plan(timeout=0, workers=2, vouched=True))).drained is False
     assert vouched == []
     assert (await made.drain(Plan(timeout=0, vouched=True))).drained
-    assert vouched == ["default"]
+    assert vouched == ["default memory"]
 
 
 async def test_undo_puts_back_what_stood_before() -> None:

@@ -101,8 +101,13 @@ class FencedStore(Store, Protocol):
         """Remove rows of workers that a person knows to be gone for good."""
         ...
 
-    async def vouch(self, name: str) -> None:
-        """Take the present rows as complete, on a person's word."""
+    async def vouch(self, name: str, generation: str) -> None:
+        """Take a roster as complete, on a person's word, while it is the present one.
+
+        Args:
+            name: Which switch.
+            generation: That of the roster which was judged.
+        """
         ...
 
 

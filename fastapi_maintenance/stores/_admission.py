@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from asyncio import Task, current_task
+import sys
+from asyncio import current_task
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ..state import MaintenanceState
 
@@ -55,7 +56,8 @@ class Admission:
             return
         # A dependency or an exception handler inside may have made an answer of the
         # cancellation: the task still knows of it.
-        if (task is not None and task.cancelling()) or (
+        cancelling = getattr(task, "cancelling", None)  # Trio's tasks have none.
+        if (cancelling is not None and cancelling()) or (
             error is not None and _was_cancelled(error)
         ):
             self.worker.cancelled(number)
@@ -73,7 +75,7 @@ class Admission:
         A context alone proves nothing: servers start later requests of a connection
         in that of an earlier one, and tasks outlive the request that started them.
         """
-        return self._task is _present_task()
+        return self._task is not None and self._task is _present_task()
 
     def release(self) -> None:
         """Give the count back now. Leaving, too, then does no more than leave."""
@@ -96,17 +98,32 @@ def held() -> Iterator[Admission]:
         admission = _unended(admission.outer)
 
 
+def own_counts(worker: Worker) -> int:
+    """Return how many of a worker's counts the calling task itself holds."""
+    # Not those of a parent from before a fork.
+    return sum(
+        admission.number in worker.current or admission.number in worker.old
+        for admission in held()
+        if admission.worker is worker and admission.is_of_this_task()
+    )
+
+
 def _unended(admission: Admission | None) -> Admission | None:
     while admission is not None and not admission.number:
         admission = admission.outer
     return admission
 
 
-def _present_task() -> Task[Any] | None:  # of whatever it returns
+def _present_task() -> object | None:
     try:
         return current_task()
     except RuntimeError:
-        return None  # A thread, or another event loop.
+        pass
+    trio = sys.modules.get("trio")
+    try:
+        return None if trio is None else trio.lowlevel.current_task()
+    except RuntimeError:
+        return None  # A thread of neither.
 
 
 def _was_cancelled(error: BaseException) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
+from .._checks import is_finite
 from ..state import CLOSE_AFTER
+
+logger = logging.getLogger("fastapi_maintenance")
 
 
 class CloseOrders:
@@ -40,7 +43,10 @@ class CloseOrders:
             with self._lock:
                 self._timers.append(timer)
                 self._excused -= numbers
-            timer.start()
+            try:
+                timer.start()
+            except RuntimeError as error:  # No more threads, or the end of the process.
+                logger.error("maintenance: long work is not told to end: %s", error)  # noqa: TRY400  # its text says all
 
     def cancel(self) -> None:
         """Take back every order that has not been carried out."""
@@ -98,6 +104,6 @@ class CloseOrders:
 def _seconds(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not math.isfinite(value) or value < 0:
+    if not is_finite(value) or value < 0:
         return None
     return min(float(value), threading.TIMEOUT_MAX)

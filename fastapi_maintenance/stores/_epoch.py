@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from ..state import EPOCH_LIMIT
 from ._barrier import pass_barrier
 from ._descriptors import drop, keep
 from ._disk import same_file, write_atomic
@@ -19,6 +20,11 @@ _SIZE: Final = 40
 
 class DamagedEpochError(OSError):
     """The file is no epoch file, or not a whole one."""
+
+
+def is_epoch(found: bytes) -> bool:
+    """Tell whether that was read is a whole word, and an epoch that can be."""
+    return len(found) == WORD and int.from_bytes(found, "little") < EPOCH_LIMIT
 
 
 def word(value: int) -> bytes:
@@ -46,7 +52,7 @@ class EpochFile:
         self.descriptor: int = keep(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
         try:
             head = os.pread(self.descriptor, _SIZE, 0)
-            if len(head) < _SIZE or head[8:16] != _MAGIC:
+            if len(head) < _SIZE or head[8:16] != _MAGIC or not is_epoch(head[:WORD]):
                 raise DamagedEpochError(f"{path} is no epoch file")
         except BaseException:
             drop(self.descriptor)
@@ -63,11 +69,12 @@ class EpochFile:
 
     @property
     def number(self) -> int:
-        """The epoch."""
-        return int.from_bytes(self.read(), "little")
+        """The epoch; 0 when the file cannot tell it."""
+        found = self.read()
+        return int.from_bytes(found, "little") if is_epoch(found) else 0
 
     def read(self) -> bytes:
-        """Return the epoch as one word; shorter when the file cannot tell it."""
+        """Return the epoch as one word; what is none, when the file cannot tell it."""
         try:
             return os.pread(self.descriptor, WORD, 0)
         except OSError:
@@ -89,7 +96,7 @@ class EpochFile:
 
     def stands(self) -> bool:
         """Tell whether the path still leads to this very file, and that is whole."""
-        return len(self.read()) == WORD and same_file(self.path, self.descriptor)
+        return is_epoch(self.read()) and same_file(self.path, self.descriptor)
 
     def close(self) -> None:
         """Close it."""

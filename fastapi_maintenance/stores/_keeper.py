@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -90,7 +91,10 @@ def _keep(reference: weakref.ref[FileWorker], stop: threading.Event) -> None:
         try:
             worker.tend()
         except Exception:
-            logger.exception("the keeper of a maintenance worker failed; it goes on")
+            with contextlib.suppress(Exception):  # A log handler can fail, too.
+                logger.exception(
+                    "the keeper of a maintenance worker failed; it goes on"
+                )
         del worker
 
 

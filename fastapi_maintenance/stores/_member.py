@@ -12,7 +12,7 @@ from ..state import MaintenanceState
 from . import StoreError
 from ._descriptors import drop, keep
 from ._disk import same_file, try_lock
-from ._epoch import WORD, EpochFile
+from ._epoch import EpochFile, is_epoch
 from ._presence import UNCOUNTED, announce
 from ._process import ProcessIdentity
 from ._slots import Slot, slot_path
@@ -95,8 +95,10 @@ class FileLink:
                 self._read()
         else:
             found = self._epoch.read()
-            if found != self._word or self._look:
-                self._word = found if len(found) == WORD else self._word
+            if found != self._word:
+                self._look = True  # Until it has been read, whatever fails.
+                self._word = found if is_epoch(found) else self._word
+            if self._look:
                 self._read()
         self._look = False
         if view.state is self._told:

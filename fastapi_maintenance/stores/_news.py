@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 
@@ -40,16 +41,19 @@ class News:
                 state = self._states.popleft()
             except IndexError:
                 return
-            logger.info(
-                "maintenance is %s: %s, epoch %d, by %s%s",
-                "on" if state.active else "off",
-                self._title,
-                state.epoch,
-                state.actor or "somebody",
-                f": {state.message}" if state.message else "",
-            )
+            # A log handler that fails is no reason to fail a request, or a thread.
+            with contextlib.suppress(Exception):
+                logger.info(
+                    "maintenance is %s: %s, epoch %d, by %s%s",
+                    "on" if state.active else "off",
+                    self._title,
+                    state.epoch,
+                    state.actor or "somebody",
+                    f": {state.message}" if state.message else "",
+                )
             for listener in tuple(self._listeners):
                 try:
                     listener(state)
                 except Exception:
-                    logger.exception("on_change failed for epoch %d", state.epoch)
+                    with contextlib.suppress(Exception):
+                        logger.exception("on_change failed for epoch %d", state.epoch)

@@ -136,7 +136,7 @@ class PolledStore:
         """
         raise StoreError(f"{self.location} does not know its workers")
 
-    async def vouch(self, name: str) -> None:
+    async def vouch(self, name: str, generation: str) -> None:
         """Do nothing: there is no roster."""
 
 

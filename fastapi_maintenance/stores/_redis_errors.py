@@ -74,7 +74,12 @@ def explain(error: Exception, place: str, prefix: str) -> StoreError:
             f"denies this user what the store needs ({text}); allow it with"
             f" `ACL SETUSER <user> {acl_line(prefix)}`"
         )
-    elif isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+    elif (
+        isinstance(error, redis.ConnectionError | redis.TimeoutError)
+        or not isinstance(
+            error, redis.RedisError
+        )  # The way there, whatever fails on it.
+    ):
         return TemporaryError(
             f"cannot reach {place}: {text or type(error).__name__}; is it running, and"
             " is this its address? (rediss:// for TLS)"

@@ -51,6 +51,7 @@ class RedisLink:
         self.place: str = scripts.place
         self.worker: Callable[[], Worker | None] = lambda: None
         self.uncounted: bool = False
+        self.process: int = 0
         self.reported_old: int = 0
         self.due: float = 0.0
         self.known: Known = Known()
@@ -72,6 +73,7 @@ class RedisLink:
             StoreError: If Redis cannot be reached in time, or refuses.
         """
         worker = self.worker()
+        self.process = os.getpid()
         self._field = field_of(worker.id if worker else "", self._identity)
         try:
             patiently(patience, self._enlist)
@@ -90,8 +92,7 @@ class RedisLink:
         if reply.wrong:
             raise self.refused(reply.wrong)
         if reply.unsettled:
-            # What a cold start would take for *off* may be a loss that others are
-            # about to mend.
+            # A loss that others are about to mend must not pass for *off*.
             raise UnsettledError(
                 f"{self.place} has just started, or lost its data; waiting for other"
                 " workers to bring back the state",
@@ -188,12 +189,11 @@ class RedisLink:
             oldest=oldest,
         )
         known = self.known
-        kernel = kernel_of(identity)
         doc = b""
         while True:
             reply = self.scripts.sync(
                 self.keys,
-                kernel,
+                kernel_of(identity),
                 self._field,
                 row,
                 str(known.epoch),
@@ -236,20 +236,44 @@ class RedisWorker(Worker):
 
     def __init__(self, link: RedisLink, title: str) -> None:
         super().__init__(link, title)
+        self._silent = False
         self._rename()
         link.worker = weakref.ref(self)
-        weakref.finalize(self, _abandon, link, os.getpid(), self.current, self.old)
+        weakref.finalize(
+            self, _abandon, weakref.ref(self), link, self.current, self.old
+        )
+
+    def _joins(self) -> None:
+        self.link.hub.attend(self)
+        self._silent = True
 
     def join(self, patience: float = 2.0) -> None:
-        was = self.joined
-        super().join(patience)
-        if not was:
-            self.link.hub.attend(self)
+        try:
+            super().join(patience)
+        finally:
+            self._dismiss()
+        if self._silent:
+            # At once: that it has joined is to be acknowledged.
+            self._silent = False
+            try:
+                self.link.report()
+            except StoreError as error:
+                logger.warning("maintenance: joined, but: %s", error)
+            self.link.hub.stir.set()
 
     def leave(self) -> None:
         super().leave()
-        if not self.joined:
-            self.link.hub.dismiss(self)
+        self._dismiss()
+
+    def depart(self) -> None:
+        """Leave whoever still uses it: other threads may still work at exit."""
+        with self._joining:
+            self._depart()
+
+    def _dismiss(self) -> None:
+        with self._joining:
+            if not self.joined:
+                self.link.hub.dismiss(self)
 
     def _rename(self) -> None:
         # Containers number their processes alike: more chance than one machine needs.
@@ -260,8 +284,17 @@ class RedisWorker(Worker):
         self._rename()
 
 
-def _abandon(link: RedisLink, pid: int, *in_flight: Mapping[int, object]) -> None:
+def _abandon(
+    reference: weakref.ref[RedisWorker],
+    link: RedisLink,
+    *in_flight: Mapping[int, object],
+) -> None:
     # At exit, or when the last guard is gone. A row with work in flight stays: the
     # process has not finished, and its end is proof enough on this machine.
-    if os.getpid() == pid and not any(in_flight):
+    worker = reference()
+    if os.getpid() != link.process:
+        return
+    if worker is not None:
+        worker.depart()
+    elif not any(in_flight):
         link.leave()

@@ -99,7 +99,8 @@ end
 if math.max(epoch, mine) > floor then
   put('HSET', rows, '.epoch', text(math.max(epoch, mine)))
 end
-put('HSET', rows, field, text(now) .. ' ' .. row)
+-- Who knows more than is stored here acknowledges nothing by that: its document first.
+if asks == 0 then put('HSET', rows, field, text(now) .. ' ' .. row) end
 local found = {}
 local taken = redis.pcall('SET', lease, '1', 'NX', 'PX', 2000)
 if type(taken) == 'table' and taken.ok then

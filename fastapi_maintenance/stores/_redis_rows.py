@@ -74,7 +74,9 @@ def encode(
     return json.dumps({**counts, **rest, **asdict(identity)})
 
 
-def decode(field: str, value: str, *, now: int, observer: ProcessIdentity) -> Entry:
+def decode(
+    field: str, value: str, *, now: int, epoch: int, observer: ProcessIdentity
+) -> Entry:
     """Return what a row says.
 
     A row that cannot be understood is *lost*: it is never taken for none.
@@ -83,6 +85,7 @@ def decode(field: str, value: str, *, now: int, observer: ProcessIdentity) -> En
         field: Its field.
         value: What was stored there.
         now: The server's clock, in milliseconds.
+        epoch: The newest that is stored there.
         observer: Who looks; death is proven in its own process table.
     """
     kernel, _, worker = field.rpartition("/")
@@ -93,11 +96,13 @@ def decode(field: str, value: str, *, now: int, observer: ProcessIdentity) -> En
         route, age = values["oldest"] or (None, None)
         uncounted = values["uncounted"] is True
         silent = max(0.0, (now - int(stamp)) / 1000)
+        # Seen elsewhere, before this server lost it: no word on what is stored now.
+        seen = int(values["seen"]) if int(values["seen"]) <= epoch else 0
         row = WorkerRow(
             id=worker,
             host=str(identity.host),
             pid=int(identity.pid),
-            seen=int(values["seen"]),
+            seen=seen,
             current=int(values["current"]),
             old=int(values["old"]),
             liveness=_liveness(kernel, identity, observer, silent),
@@ -118,7 +123,7 @@ def dead_fields(
     return [
         field
         for field, value in rows
-        if decode(field, value, now=0, observer=observer).dead
+        if decode(field, value, now=0, epoch=0, observer=observer).dead
     ]
 
 

@@ -174,7 +174,7 @@ class Scripts:
             return run(*words)
         except redis.exceptions.NoScriptError as error:
             raise _UnknownScriptError from error
-        except (redis.RedisError, OSError) as error:
+        except Exception as error:  # As of a credential provider, or a host's name.
             raise self.explain(error) from error
 
     def explain(self, error: Exception) -> StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -59,12 +60,13 @@ class Ear:
             self._pubsub.subscribe(*sorted(channels))
             for _ in channels:
                 self._pubsub.get_message(timeout=1.0)
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        except Exception as error:
             self.close()
+            unreachable = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+            if isinstance(error, redis.RedisError) and not unreachable:
+                self._deny(error)
+                return False
             raise self._explained(error) from error
-        except redis.RedisError as error:
-            self._deny(error)
-            return False
         self._channels = channels
         return True
 
@@ -88,7 +90,7 @@ class Ear:
             while message is not None:
                 heard.add(message["channel"].decode())
                 message = self._pubsub.get_message(timeout=0.0)
-        except (redis.RedisError, OSError) as error:
+        except Exception as error:
             self.close()
             raise self._explained(error) from error
         return heard
@@ -109,7 +111,6 @@ class Ear:
         return pubsub
 
     def _deny(self, error: Exception) -> None:
-        self.close()
         self._denied_until = time.monotonic() + _AGAIN
         if not self._told:
             logger.warning(
@@ -145,21 +146,32 @@ class Hub:
         self._inherited: list[object] = []
 
     def attend(self, worker: RedisWorker) -> None:
-        """Report for one more worker, at once: its joining is to be acknowledged."""
-        try:
-            worker.link.report()
-        except StoreError as error:
-            logger.warning("maintenance: joined, but: %s", error)
+        """Report for one more worker, as soon as it has joined.
+
+        Raises:
+            StoreError: If there can be no thread.
+        """
         with self._lock:
-            self._workers.add(worker)
-            if self._thread is None:
-                self._thread = threading.Thread(
+            if self._thread is None or not self._thread.is_alive():
+                # One of its own: a thread that is about to end closes what it had.
+                self._ear = Ear(self._connector, self._prefix)
+                thread = threading.Thread(
                     target=_run,
                     args=(weakref.ref(self), self._ear, self.stir),
                     name="fastapi-maintenance redis",
                     daemon=True,
                 )
-                self._thread.start()
+                self._workers.add(worker)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._workers.discard(worker)
+                    raise StoreError(
+                        f"cannot start the thread for {self._connector.place}: {error};"
+                        " allow this user more processes"
+                    ) from error
+                self._thread = thread
+            self._workers.add(worker)
 
     def dismiss(self, worker: RedisWorker) -> None:
         """Report no longer for a worker."""
@@ -177,7 +189,7 @@ class Hub:
         self._ear = Ear(self._connector, self._prefix)
 
     def members(self) -> list[RedisWorker]:
-        """Return whom to report for; when it is nobody, the thread is to end."""
+        """Return whom to attend; when it is nobody, the thread is to end."""
         with self._lock:
             workers = list(self._workers)
             if not workers:
@@ -197,10 +209,12 @@ class Hub:
         pause = _SLICE
         problem: StoreError | None = None
         try:
-            channels = {worker.link.keys.channel for worker in workers}
-            if self._ear.listen(channels):
+            channels = {w.link.keys.channel for w in workers if w.joined}
+            if channels and self._ear.listen(channels):
                 heard = channels
             for worker in workers:
+                if not worker.joined:
+                    continue  # It is about to, or to be dismissed.
                 try:
                     pause = min(pause, self._tend(worker, heard))
                 except TemporaryError:
@@ -264,7 +278,10 @@ def _run(hub_: weakref.ref[Hub], ear: Ear, stir: threading.Event) -> None:
                 hub.failed(problem)
             pause = hub.round(workers, heard)
         except Exception:
-            logger.exception("the thread of a maintenance worker failed; it goes on")
+            with contextlib.suppress(Exception):  # A log handler can fail, too.
+                logger.exception(
+                    "the thread of a maintenance worker failed; it goes on"
+                )
             pause = HEARTBEAT
         del hub, workers
     ear.close()

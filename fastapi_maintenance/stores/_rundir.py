@@ -45,7 +45,6 @@ class RunDirectory:
         self.run_dir = run_dir
         self.digest: str = digest_of(run_dir)
         self._vanished: defaultdict[str, Vanished] = defaultdict(Vanished)
-        self._judged: dict[str, str] = {}
 
     def prepare(self) -> str:
         """Make the directories where they are missing.
@@ -142,7 +141,6 @@ class RunDirectory:
             # join meanwhile.
             ghosts, uncounted = self._unlisted(name, {row.id for row in rows})
             uncounted = self._has_uncounted() or uncounted or foreign
-        self._judged[name] = sight.generation
         return Roster(
             generation=sight.generation,
             rows=(*rows, *ghosts, *self._vanished[name].dead(identities, observer)),
@@ -151,8 +149,8 @@ class RunDirectory:
             uncounted=uncounted,
         )
 
-    def complete(self, name: str) -> None:
-        """Take the roster that was read last as complete.
+    def complete(self, name: str, generation: str) -> None:
+        """Take a roster as complete, if it is still the present one.
 
         Raises:
             OSError: If that cannot be stored.
@@ -160,8 +158,7 @@ class RunDirectory:
         with self.writing():
             epoch = self.open_epoch(name)
             try:
-                # Another one that was made meanwhile is nobody's word.
-                if epoch.generation == self._judged.get(name):
+                if epoch.generation == generation:
                     epoch.set_whole(True)
             finally:
                 epoch.close()

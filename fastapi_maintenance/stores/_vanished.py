@@ -28,7 +28,7 @@ class Vanished:
         rows = []
         for worker, identity in list(self._seen.items()):
             if worker not in present and identity.gone(observer):
-                del self._seen[worker]
+                self._seen.pop(worker, None)  # Another wait may have said it.
                 rows.append(
                     WorkerRow(
                         id=worker,

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Final
 
 from ..state import MaintenanceState
-from ._admission import Admission, held
+from ._admission import Admission
 from ._closing import CloseOrders
 from ._fork import renew_in_children
 from ._leftovers import Leftovers
@@ -83,33 +83,32 @@ class Worker:
                 self.link.adopted(state.epoch)
                 if state.active or known.active:
                     self._news.note(state, known)
+                self._take_news()  # Published since the store was asked.
         self._tell()
 
-    def _joins(self) -> None:
-        """Do what an engine's worker does before it joins."""
+    def _joins(self) -> None: ...  # What an engine's worker does first.
 
     def enter(self, patience: float = 10.0) -> None:
-        """Join on behalf of one more user of this worker."""
+        """Join for one more user of this worker."""
         self.join(patience)
         with self._joining:
             self._users += 1
 
     def leave(self) -> None:
-        """Leave the store when its last user does and nothing is in flight.
-
-        A row with work in flight stays: the process has not finished, and its
-        end is proof enough later.
-        """
+        """Leave the store when its last user does; work in flight keeps the row."""
         with self._joining:
             self._users = max(0, self._users - 1)
-            if self._users or not self.joined:
+            if not self._users:
+                self._depart()
+
+    def _depart(self) -> None:
+        """Remove the row, unless work is in flight; while nobody joins."""
+        with self._lock:
+            self._sweep()
+            if not self.joined or self.current or self.old:
                 return
-            with self._lock:
-                self._sweep()
-                if self.current or self.old:
-                    return
-                self.joined = False
-            self.link.leave()
+            self.joined = False
+        self.link.leave()
 
     def admit(self, label: str | Label) -> Admission:
         """Count one request, then read the state, in one step.
@@ -137,9 +136,14 @@ class Worker:
                     state = self.state
                     break
             self.join()
+        admission = Admission(self, number, state)
         if news is not None:
-            self._tell()
-        return Admission(self, number, state)
+            try:
+                self._tell()
+            except BaseException:  # As of ``sys.exit`` in a listener.
+                admission.release()
+                raise
+        return admission
 
     def look(self) -> MaintenanceState:
         """Return the newest state without counting: enough to refuse by."""
@@ -156,9 +160,7 @@ class Worker:
             Whether ``admission.state`` has changed and is to be decided by again.
         """
         with self._lock:
-            news = self.link.news()
-            if news is not None:
-                self._adopt(news)
+            self._take_news()
             moved = admission.state is not self.state
             entry = self.old.pop(admission.number, None) if moved else None
             if entry is not None:
@@ -182,7 +184,8 @@ class Worker:
             self.old.pop(number, None)
             if self._late:
                 self._sweep()
-            self._count(len(self.current), len(self.old))
+            if self.joined:  # Else the row is gone, or about to go.
+                self._count(len(self.current), len(self.old))
 
     def release_later(self, number: int) -> None:
         """Release from a place that may hold the lock already."""
@@ -202,9 +205,8 @@ class Worker:
         """Adopt what is new; for keepers, and before the state is shown."""
         with self._lock:
             self._settle()
-            news = self.link.news() if self.joined else None
-            if news is not None:
-                self._adopt(news)
+            if self.joined:
+                self._take_news()
         self._tell()
 
     def counts(self) -> tuple[int, int, tuple[str, float] | None]:
@@ -220,15 +222,6 @@ class Worker:
             shown = oldest and (str(oldest[0]), oldest[1])
             return len(self.current), len(self.old), shown
 
-    def own(self) -> int:
-        """Return how many of this worker's counts the calling task itself holds."""
-        # Not those of a parent from before a fork.
-        return sum(
-            admission.number in self.current or admission.number in self.old
-            for admission in held()
-            if admission.worker is self and admission.is_of_this_task()
-        )
-
     def stand_aside(self, why: str) -> None:
         """Say once, to coordinators and the log, that this worker is not counted."""
         if not self._aside:
@@ -240,7 +233,14 @@ class Worker:
         """Call a function once for each change that this worker adopts."""
         self._news.listen(listener)
 
+    def _take_news(self) -> None:
+        news = self.link.news()
+        if news is not None:
+            self._adopt(news)
+
     def _adopt(self, state: MaintenanceState, entering: int = 0) -> None:
+        # The state first: whatever fails below, nobody is let in by the one before.
+        before, self.state = self.state, state
         # The entering request is decided under the new epoch. It stays counted
         # all the while: a gap of a microsecond would be a drain that lies.
         entry = self.current.pop(entering, None)
@@ -250,10 +250,9 @@ class Worker:
             self.current[entering] = entry
         self.link.count(len(self.current), len(self.old))
         self.link.adopted(state.epoch)
-        self.orders.adopt(state.extra, self.old)
-        self._news.note(state, self.state)
-        self.state = state
         self._unsorted = True
+        self._news.note(state, before)
+        self.orders.adopt(state.extra, self.old)
 
     def _sort(self) -> None:
         """Let go of what was counted unseen and is exempt: now somebody looks."""
@@ -273,7 +272,8 @@ class Worker:
     def _settle(self) -> None:
         if self._late:
             self._sweep()
-            self.link.count(len(self.current), len(self.old))
+            if self.joined:
+                self.link.count(len(self.current), len(self.old))
 
     def _sweep(self) -> None:
         for number in self._leftovers.settled():

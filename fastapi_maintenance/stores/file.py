@@ -121,13 +121,13 @@ class FileStore:
         """
         await anyio.to_thread.run_sync(self._forget, name, tuple(workers))
 
-    async def vouch(self, name: str) -> None:
-        """Take the present rows as complete, on a person's word.
+    async def vouch(self, name: str, generation: str) -> None:
+        """Take a roster as complete, on a person's word, while it is the present one.
 
         Raises:
             StoreError: If that cannot be stored.
         """
-        await anyio.to_thread.run_sync(self._vouch, name)
+        await anyio.to_thread.run_sync(self._vouch, name, generation)
 
     def _publish(self, name: str, change: Change) -> MaintenanceState:
         with self._failing("cannot set maintenance"):
@@ -202,9 +202,9 @@ class FileStore:
             for worker in workers:
                 self.run.forget(name, worker)
 
-    def _vouch(self, name: str) -> None:
+    def _vouch(self, name: str, generation: str) -> None:
         with self._failing("cannot complete the roster"):
-            self.run.complete(name)
+            self.run.complete(name, generation)
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:

@@ -100,7 +100,7 @@ class MemoryStore:
     async def forget(self, name: str, workers: Iterable[str]) -> None:
         """Do nothing: the only row is this process."""
 
-    async def vouch(self, name: str) -> None:
+    async def vouch(self, name: str, generation: str) -> None:
         """Do nothing: the roster cannot be lost."""
 
 

@@ -74,7 +74,6 @@ class RedisStore:
         self._connector = connector
         self._scripts = Scripts(connector, self.prefix)
         self._workers: dict[str, RedisWorker] = {}
-        self._generations: dict[str, str] = {}
         self._vanished: defaultdict[str, Vanished] = defaultdict(Vanished)
 
     @classmethod
@@ -162,15 +161,13 @@ class RedisStore:
         gone = set(workers)
         await anyio.to_thread.run_sync(self._forget, name, gone)
 
-    async def vouch(self, name: str) -> None:
-        """Take the rows that were last looked at as complete, on a person's word.
+    async def vouch(self, name: str, generation: str) -> None:
+        """Take a roster as complete, on a person's word, while it is the present one.
 
         Raises:
             StoreError: If Redis cannot be reached or refuses.
         """
-        generation = self._generations.get(name)
-        if generation is not None:
-            await anyio.to_thread.run_sync(self._vouch, name, generation)
+        await anyio.to_thread.run_sync(self._vouch, name, generation)
 
     def _keys(self, name: str) -> Keys:
         return Keys.of(self.prefix, name)
@@ -236,13 +233,14 @@ class RedisStore:
         looked = patiently(WAITING, lambda: self._scripts.look(keys))
         observer = ProcessIdentity.own()
         entries = {
-            field: decode(field, value, now=looked.now, observer=observer)
+            field: decode(
+                field, value, now=looked.now, epoch=looked.epoch, observer=observer
+            )
             for field, value in looked.rows
         }
         dead = [field for field, entry in entries.items() if entry.dead]
         if dead:
             self._scripts.remove(keys, *dead)
-        self._generations[name] = looked.generation
         return Roster(
             generation=looked.generation,
             rows=(

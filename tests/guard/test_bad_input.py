@@ -160,6 +160,7 @@ PLANS = [
     ({"timeout": "1"}, TypeError, "timeout.*'1'"),
     ({"timeout": None}, TypeError, "timeout.*None"),
     ({"close_after": -1}, ValueError, "close_after.*-1"),
+    ({"timeout": 10**400}, ValueError, "timeout must be zero or more seconds"),
     ({"close_after": True}, TypeError, "close_after.*True"),
     ({"workers": -1}, ValueError, "workers.*-1"),
     ({"workers": 1.5}, ValueError, "workers.*1.5"),

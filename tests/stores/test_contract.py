@@ -208,7 +208,7 @@ async def test_fenced_stores_list_their_workers(make: Make) -> None:
     assert [row.id for row in rows] == (
         [guard._switch.worker.id] if is_fenced(store) else []
     )
-    await source.vouch("default")
+    await source.vouch("default", (await source.roster("default")).generation)
     if not is_fenced(store):
         with pytest.raises(StoreError, match="does not know its workers"):
             await source.forget("default", ["1-a"])

@@ -22,7 +22,8 @@ from fastapi_maintenance.stores import (
     _descriptors,
     open_store,
 )
-from fastapi_maintenance.stores._admission import Admission
+from fastapi_maintenance.stores._admission import Admission, own_counts
+from fastapi_maintenance.stores._epoch import EpochFile
 from fastapi_maintenance.stores._keeper import FileWorker
 from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
 from fastapi_maintenance.stores._registry import worker_at
@@ -279,8 +280,9 @@ def test_forget_and_vouch(store: FileStore, worker: FileWorker) -> None:
             asyncio.run(store.forget("default", [who]))
         assert "owner" not in str(refused.value)
     (store.run_dir / "default.epoch").unlink()
-    assert not asyncio.run(store.roster("default")).whole
-    asyncio.run(store.vouch("default"))
+    roster = asyncio.run(store.roster("default"))
+    assert not roster.whole
+    asyncio.run(store.vouch("default", roster.generation))
     assert asyncio.run(store.roster("default")).whole
 
 
@@ -288,11 +290,12 @@ async def test_vouch_waits_for_a_writer_beside_the_loop(store: FileStore) -> Non
     """A service that waits for another process goes on serving."""
     await store.publish("default", lambda _: ON)
     (store.run_dir / "default.epoch").unlink()
-    assert not (await store.roster("default")).whole
+    roster = await store.roster("default")
+    assert not roster.whole
     descriptor = os.open(store.run_dir / "writer.lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(store.vouch("default"))
+        tasks.create_task(store.vouch("default", roster.generation))
         # Not before the other has begun to wait, or has waited in vain.
         tasks.create_task(asyncio.to_thread(os.close, descriptor))
     assert (await store.roster("default")).whole
@@ -382,7 +385,7 @@ def test_forked_child_is_a_worker_of_its_own(
 
     def join() -> bool:
         assert not worker.joined
-        assert worker.own() == 0
+        assert own_counts(worker) == 0
         worker.join()
         return True
 
@@ -899,3 +902,18 @@ def test_directory_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
         assert not held.stands()
     held.let_go()
     assert held.stands()
+
+
+def test_epoch_that_cannot_be_is_read_around(
+    store: FileStore, worker: FileWorker
+) -> None:
+    """Garbage in place of the epoch fails no request, and the roster is made anew."""
+    path = store.run_dir / "default.epoch"
+    publish(store, ON)
+    with path.open("r+b") as file:
+        file.write(b"\xff" * 8)
+    assert is_on(worker)
+    keep(worker)
+    assert EpochFile(path).number == worker.state.epoch
+    publish(store, MaintenanceState())
+    assert not is_on(worker)

@@ -11,6 +11,7 @@ import pytest
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
 from fastapi_maintenance.state import next_epoch
+from fastapi_maintenance.stores._admission import own_counts
 
 
 async def test_it_may_be_on_from_the_start() -> None:
@@ -119,7 +120,7 @@ def test_forked_child_is_another_worker() -> None:
     with guard.admit():
         child = os.fork()
         if child == 0:
-            clean = (worker.counts(), worker.joined, worker.own())
+            clean = (worker.counts(), worker.joined, own_counts(worker))
             with guard.admit():
                 inside = worker.counts()[0]
             os.write(write, repr((clean, inside, worker.id)).encode())

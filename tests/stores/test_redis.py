@@ -195,7 +195,7 @@ async def test_a_worker_that_cannot_count_makes_the_answer_unknown(
     """A drain does not vouch for a worker that says it cannot count."""
     worker = another(store)
     async with joined(worker):
-        await store.vouch(NAME)
+        await store.vouch(NAME, (await store.roster(NAME)).generation)
         assert (await store.roster(NAME)).uncounted is False
         worker.stand_aside("a test")
         worker.link.report()
@@ -382,19 +382,11 @@ async def test_a_new_roster_is_complete_on_a_persons_word_only(
         worker.link.report()
         fence = Fence(epoch=state.epoch, workers=1, vouched=False, before=first)
         assert fence.judge(await store.roster(NAME))[0] == "lost"
-        await store.vouch(NAME)
+        await store.vouch(NAME, first.generation)
         second = await store.roster(NAME)
         assert (second.whole, second.generation) == (True, first.generation)
         fence = Fence(epoch=state.epoch, workers=1, vouched=False, before=second)
         assert fence.judge(await store.roster(NAME))[0] == "drained"
-
-
-async def test_vouching_before_looking_says_nothing(store: RedisStore) -> None:
-    """A person vouches for rows that were seen, not for any that may come."""
-    worker = another(store)
-    async with joined(worker):
-        await RedisStore(store._connector.client, prefix=store.prefix).vouch(NAME)
-        assert (await store.roster(NAME)).whole is False
 
 
 async def test_vouching_for_another_generation_does_nothing(
@@ -403,9 +395,10 @@ async def test_vouching_for_another_generation_does_nothing(
     """A word about rows that were lost meanwhile does not hold for their successors."""
     worker = another(store)
     async with joined(worker):
-        await store.roster(NAME)
+        judged = await store.roster(NAME)
         raw.hset(store._keys(NAME).workers, ".generation", "another")
-        await store.vouch(NAME)
+        await store.roster(NAME)  # Somebody else looks before the word is stored.
+        await store.vouch(NAME, judged.generation)
         assert (await store.roster(NAME)).whole is False
 
 
@@ -416,8 +409,7 @@ async def test_a_roster_that_may_be_lost_is_another_generation(
     """Without its generation, or on another server process, rows may be missing."""
     worker = another(store)
     async with joined(worker):
-        await store.roster(NAME)
-        await store.vouch(NAME)
+        await store.vouch(NAME, (await store.roster(NAME)).generation)
         before = await store.roster(NAME)
         assert before.whole is True
         rows = store._keys(NAME).workers
@@ -633,4 +625,32 @@ async def test_a_switch_in_a_lifespan_is_a_row(store: RedisStore) -> None:
         report = await switch.drain(Plan(timeout=5, vouched=True))
     assert report.outcome == "drained"
     assert time.monotonic() - started < 1.0
+    assert (await store.roster(NAME)).rows == ()
+
+
+async def test_an_epoch_from_before_a_loss_acknowledges_nothing(
+    store: RedisStore,
+) -> None:
+    """Who has seen a larger epoch, elsewhere, has not seen the present one."""
+    worker = another(store)
+    async with joined(worker):
+        state = await store.publish(NAME, on)
+        await eventually(lambda: worker.look().active)
+        worker.link.report()
+        assert (await row_of(store, worker)).seen == state.epoch
+        ahead = worker.state.but(epoch=state.epoch + 10**6)
+        worker.state = ahead
+        worker.link._sync(ahead.epoch, (1, 0), None)
+        assert (await row_of(store, worker)).seen == 0
+
+
+async def test_who_knows_more_than_redis_has_no_row_before_that_is_told(
+    store: RedisStore,
+) -> None:
+    """A report that brings no document, and should, is no acknowledgement."""
+    await store.publish(NAME, on)
+    scripts, keys = store._scripts, store._keys(NAME)
+    words = (str(2**50), "tag", b"", "nonce", keys.channel)
+    reply = scripts.sync(keys, "kernel", "kernel/1-ab", "{}", *words)
+    assert reply.asks
     assert (await store.roster(NAME)).rows == ()

@@ -1,6 +1,7 @@
 """A Redis that does not answer: what workers know, what operators are told."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -301,3 +302,81 @@ def test_a_thread_belongs_to_no_event_loop(near: RedisStore) -> None:
     assert thread is not None
     assert thread.is_alive()
     assert thread.daemon is True
+
+
+async def test_without_a_thread_nobody_joins(
+    near: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that nobody would report for admits nothing, until there is a thread."""
+    worker = another(near)
+
+    def fails(thread: threading.Thread) -> None:
+        raise RuntimeError(f"can't start {thread.name}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fails)
+        with pytest.raises(StoreError, match="cannot start the thread for redis://"):
+            worker.join(0.5)
+    assert worker.joined is False
+    assert (await near.roster(NAME)).rows == ()
+    async with joined(worker):
+        assert (await row_of(near, worker)).liveness == "alive"
+
+
+async def test_a_thread_that_has_died_is_replaced(near: RedisStore) -> None:
+    """Whoever joins next is reported for, whatever became of the thread before."""
+    first = another(near)
+    hub = first.link.hub
+    hub._thread = threading.Thread()  # Never alive.
+    async with joined(first):
+        await near.publish(NAME, on)
+        await eventually(lambda: first.look().active, 3)
+
+
+async def test_log_handlers_that_fail_end_no_thread(
+    near: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports go on, and changes arrive, while logging raises."""
+    worker = another(near)
+    rounds: list[object] = []
+
+    def fails(record: object = None) -> bool:
+        rounds.append(record)
+        raise OSError(str(record))
+
+    async with joined(worker):
+        logger = logging.getLogger("fastapi_maintenance")
+        with monkeypatch.context() as patched:
+            patched.setattr(logger, "filters", [fails])
+            patched.setattr(worker.link, "report", fails)
+            await eventually(lambda: rounds.count(None) >= 2)
+        await near.publish(NAME, on)
+        await eventually(lambda: worker.look().active, 3)
+
+
+async def test_whatever_fails_on_the_way_is_a_store_error() -> None:
+    """A way to Redis that cannot even be begun is told as one that does not answer."""
+    store = RedisStore.from_url("redis://redis..internal/0?prefix=shop")
+    told = r"cannot reach redis://redis\.\.internal:6379/0: .*idna"
+    with pytest.raises(StoreError, match=told):
+        await store.read(NAME)
+    worker = another(store)
+    with pytest.raises(StoreError, match=told):
+        worker.join(0.2)
+    with pytest.raises(StoreError, match=told):
+        worker.link.hub._ear.listen({"any"})
+
+
+async def test_one_of_two_lifespans_may_end_while_another_begins(
+    near: RedisStore,
+) -> None:
+    """Whoever joins while the last one leaves is reported for."""
+    worker = another(near)
+    for _ in range(20):
+        worker.enter()
+        async with anyio.create_task_group() as group:
+            for deed in ("leave", "enter"):
+                group.start_soon(anyio.to_thread.run_sync, getattr(worker, deed))
+        assert not worker.joined or worker in worker.link.hub._workers
+        worker.leave()
+        worker.leave()

@@ -1,15 +1,17 @@
 """One process as a store sees it: counting in one step, joining, leaving, telling."""
 
 import contextvars
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio
 import pytest
 
 from fastapi_maintenance import MaintenanceState, StoreError
-from fastapi_maintenance.stores._admission import Admission, held
+from fastapi_maintenance.stores._admission import Admission, held, own_counts
 from fastapi_maintenance.stores._registry import worker_at
 from fastapi_maintenance.stores._worker import Worker
 
@@ -126,18 +128,27 @@ def test_work_ends_in_whichever_context_closes_it() -> None:
     assert worker.counts()[0] == 0
 
 
-def test_own_work_is_what_the_caller_runs_under() -> None:
-    """A caller knows its own counts, the innermost first, and only those that count."""
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.anyio
+async def test_own_work_is_what_the_very_task_runs_under() -> None:
+    """A task knows its own counts, innermost first; one that it starts has none."""
+
+    async def other() -> None:
+        assert [a.worker for a in held()] == [worker, stranger, worker]
+        assert own_counts(worker) == 0
+
     worker, _ = joined()
     stranger, _ = joined()
     with worker.admit("a") as outer, stranger.admit("b"), worker.admit("c") as inner:
         assert [a.worker for a in held()] == [worker, stranger, worker]
-        assert worker.own() == 2
+        assert own_counts(worker) == 2
+        async with anyio.create_task_group() as group:
+            group.start_soon(other)
         inner.release()
-        assert worker.own() == 1
-        assert worker.own() == 1
+        assert own_counts(worker) == 1
+        assert own_counts(worker) == 1
         outer.release()
-        assert (worker.own(), stranger.own()) == (0, 1)
+        assert (own_counts(worker), own_counts(stranger)) == (0, 1)
 
 
 def chained(length: int, end: BaseException) -> BaseException:
@@ -452,3 +463,103 @@ def test_a_release_between_the_two_steps_of_a_move_is_not_lost() -> None:
     worker.refresh()
     assert worker.counts() == (0, 0, None)
     admission.release()
+
+
+def test_work_outside_of_tasks_is_nobodys_own() -> None:
+    """Without a task there is no telling whose a context is."""
+    worker, _ = joined()
+    with worker.admit("a"):
+        assert own_counts(worker) == 0
+
+
+def test_what_fails_in_adopting_lets_nobody_in() -> None:
+    """The new state holds, although what was to be told of it could not be."""
+    worker, engine = joined()
+    engine.state = ON
+    engine.adopted = _fails  # type: ignore[method-assign]  # as a full disk
+    with pytest.raises(RuntimeError, match="no more of them"):
+        worker.admit("first")
+    assert worker.state.active
+    assert worker.counts()[:2] == (0, 0)
+
+
+def _fails(epoch: int) -> None:
+    raise RuntimeError(f"no more of them after {epoch}")
+
+
+def test_news_while_joining_are_not_missed() -> None:
+    """What is published after the store was asked, while it joins, is seen."""
+    engine = Engine()
+    engine.gate.clear()
+    worker = Worker(engine, "'default' in a test")
+    asked = engine.state
+
+    def join(patience: float) -> MaintenanceState:
+        engine.state = ON
+        return asked
+
+    engine.join = join  # type: ignore[method-assign]  # a race
+    worker.join()
+    assert worker.state is ON
+
+
+def test_nothing_is_written_to_a_row_that_is_gone() -> None:
+    """What ends after its worker has left writes nothing: files may be others' now."""
+    worker, engine = joined()
+    late, cancelled = Exempt(), worker.admit("cancelled")
+    admission = worker.admit(late)
+    cancelled.release()
+    late.exempt = True
+    worker.counts()
+    worker.leave()
+    engine.told.clear()
+    admission.release()
+    worker.release_later(99)
+    assert engine.told == []
+
+
+class Exempt:
+    """What turns out to be exempt."""
+
+    exempt = False
+
+    def is_exempt(self) -> bool:
+        return self.exempt
+
+    def __str__(self) -> str:
+        return "late"
+
+
+def test_listener_that_ends_the_process_keeps_no_count() -> None:
+    """The count of a request that could not be told of its news is given back."""
+    worker, engine = joined()
+    worker.listen(lambda _: sys.exit(1))
+    engine.state = ON
+    with pytest.raises(SystemExit):
+        worker.admit("first")
+    assert worker.counts()[:2] == (0, 0)
+
+
+def test_log_handler_that_fails_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is admitted, and listeners are told, whatever happens to the log."""
+    worker, engine = joined()
+    told: list[MaintenanceState] = []
+
+    def listener(state: MaintenanceState) -> None:
+        told.append(state)
+        raise ValueError
+
+    def fails(record: logging.LogRecord) -> bool:
+        raise OSError(record.getMessage())
+
+    worker.listen(listener)
+    engine.state = ON
+    logger = logging.getLogger("fastapi_maintenance")
+    monkeypatch.setattr(logger, "filters", [fails])
+    logger.setLevel(logging.INFO)
+    try:
+        with worker.admit("first") as admission:
+            assert admission.state is ON
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert told == [ON]
