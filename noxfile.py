@@ -100,17 +100,18 @@ def prepare(session: nox.Session, *wanted: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests: all, and measured, on the oldest Python; most on the others.
 
-    Real processes share a machine with whatever else runs there: a test that fails is
-    tried once more, which the report shows as an R.
+    Real processes share a machine with whatever else runs there: such a test that fails
+    is tried once more, which the report shows as an R.
     """
     prepare(session, *groups("full"))
-    again = ["--reruns", "1", junit(session), *session.posargs]
+    options = [junit(session), *session.posargs]
     if session.python != MAIN:
         kinds = "not browser and not chaos and not servers"
-        session.run("pytest", "-m", kinds, *OTHER_PYTHONS, *ALONE, *again)
+        session.run("pytest", "-m", kinds, *OTHER_PYTHONS, *ALONE, *options)
         return
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *SIDE_BY_SIDE, *again)
+    measured = ["coverage", "run", "-m", "pytest", "--again", *SIDE_BY_SIDE]
+    session.run(*measured, *options)
 
 
 @nox.session(python=MAIN, requires=[f"tests-{MAIN}"])

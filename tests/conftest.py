@@ -33,6 +33,28 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+PROGRAMS = ("browser", "chaos", "redis", "servers")
+"""Kinds of tests that start programs, and share a machine with whatever runs there."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what CI asks for."""
+    parser.addoption(
+        "--again",
+        action="store_true",
+        help="try tests that start programs once more when they fail",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Try some kinds once more; for all, the plugin would cost a minute of waiting."""
+    for item in items if config.getoption("--again") else ():
+        if any(item.get_closest_marker(kind) for kind in PROGRAMS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 MEASURING = "COVERAGE_PROCESS_CONFIG"
 """Where coverage tells the processes that it follows what to measure."""
 

@@ -26,10 +26,11 @@ def remove(folder: Path) -> None:
     """Remove a directory, whatever a worker puts back into it meanwhile."""
 
     def removed() -> bool:
+        done = False
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
-            return True
-        return False
+            done = True
+        return done
 
     until(removed)
 

@@ -526,9 +526,6 @@ class Exempt:
     def is_exempt(self) -> bool:
         return self.exempt
 
-    def __str__(self) -> str:
-        return "late"
-
 
 def test_listener_that_ends_the_process_keeps_no_count() -> None:
     """The count of a request that could not be told of its news is given back."""
