@@ -19,7 +19,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("long" if os.environ.get("TEST_BUDGET") == "long" else "short")
+LONG = os.environ.get("TEST_BUDGET") == "long"
+settings.load_profile("long" if LONG else "short")
 
 
 # A shell in the background has these ignored, and what tests start would inherit it.
@@ -38,11 +39,17 @@ PROGRAMS = ("browser", "chaos", "redis", "servers")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what CI asks for."""
+    """Add what nox asks for."""
     parser.addoption(
         "--again",
         action="store_true",
         help="try tests that start programs once more when they fail",
+    )
+    parser.addoption(
+        "--repeat",
+        type=int,
+        default=20 if LONG else 1,
+        help="run each test of chaos so often",
     )
 
 

@@ -23,7 +23,7 @@ class DamagedEpochError(OSError):
 
 
 def is_epoch(found: bytes) -> bool:
-    """Tell whether that was read is a whole word, and an epoch that can be."""
+    """Tell whether what was read is a whole word, and can be an epoch."""
     return len(found) == WORD and int.from_bytes(found, "little") < EPOCH_LIMIT
 
 
@@ -74,7 +74,7 @@ class EpochFile:
         return int.from_bytes(found, "little") if is_epoch(found) else 0
 
     def read(self) -> bytes:
-        """Return the epoch as one word; what is none, when the file cannot tell it."""
+        """Return what the file has in the epoch's place; ``is_epoch`` judges it."""
         try:
             return os.pread(self.descriptor, WORD, 0)
         except OSError:

@@ -74,12 +74,10 @@ def explain(error: Exception, place: str, prefix: str) -> StoreError:
             f"denies this user what the store needs ({text}); allow it with"
             f" `ACL SETUSER <user> {acl_line(prefix)}`"
         )
-    elif (
-        isinstance(error, redis.ConnectionError | redis.TimeoutError)
-        or not isinstance(
-            error, redis.RedisError
-        )  # The way there, whatever fails on it.
+    elif not isinstance(error, redis.RedisError) or isinstance(
+        error, redis.ConnectionError | redis.TimeoutError
     ):
+        # What fails on the way, as a name or a provider of credentials, too.
         return TemporaryError(
             f"cannot reach {place}: {text or type(error).__name__}; is it running, and"
             " is this its address? (rediss:// for TLS)"

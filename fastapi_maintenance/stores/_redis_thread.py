@@ -152,26 +152,26 @@ class Hub:
             StoreError: If there can be no thread.
         """
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                # One of its own: a thread that is about to end closes what it had.
-                self._ear = Ear(self._connector, self._prefix)
-                thread = threading.Thread(
-                    target=_run,
-                    args=(weakref.ref(self), self._ear, self.stir),
-                    name="fastapi-maintenance redis",
-                    daemon=True,
-                )
-                self._workers.add(worker)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    self._workers.discard(worker)
-                    raise StoreError(
-                        f"cannot start the thread for {self._connector.place}: {error};"
-                        " allow this user more processes"
-                    ) from error
-                self._thread = thread
             self._workers.add(worker)
+            if self._thread is not None and self._thread.is_alive():
+                return
+            # One of its own: a thread that is about to end closes what it had.
+            self._ear = Ear(self._connector, self._prefix)
+            thread = threading.Thread(
+                target=_run,
+                args=(weakref.ref(self), self._ear, self.stir),
+                name="fastapi-maintenance redis",
+                daemon=True,
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._workers.discard(worker)
+                raise StoreError(
+                    f"cannot start the thread for {self._connector.place}: {error};"
+                    " allow this user more processes"
+                ) from error
+            self._thread = thread
 
     def dismiss(self, worker: RedisWorker) -> None:
         """Report no longer for a worker."""

@@ -1,6 +1,5 @@
-"""Each fault once, or many times: ``pytest tests/chaos --repeat 20``."""
+"""Each fault once, or many times: ``pytest -m chaos --repeat 20``."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,20 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.harness import Operator, Service
-
-LONG = os.environ.get("TEST_BUDGET") == "long"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the number of repetitions."""
-    parser.addoption(
-        "--repeat", type=int, default=20 if LONG else 1, help="run each fault so often"
-    )
+from tests.conftest import LONG
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat every test: each brings a service down."""
-    repeat: int = metafunc.config.getoption("--repeat", 20 if LONG else 1)
+    repeat: int = metafunc.config.getoption("--repeat")
     ids = None if repeat > 1 else [pytest.HIDDEN_PARAM]
     metafunc.fixturenames.append("repetition")
     metafunc.parametrize("repetition", range(repeat), ids=ids)
