@@ -654,3 +654,9 @@ async def test_who_knows_more_than_redis_has_no_row_before_that_is_told(
     reply = scripts.sync(keys, "kernel", "kernel/1-ab", "{}", *words)
     assert reply.asks
     assert (await store.roster(NAME)).rows == ()
+
+
+async def test_who_has_not_joined_reports_nothing(store: RedisStore) -> None:
+    """No row comes into being by a report."""
+    assert another(store).link.report() is False
+    assert (await store.roster(NAME)).rows == ()
