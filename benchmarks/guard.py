@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 
-from fastapi_maintenance import FileStore, MaintenanceGuard, MemoryStore
+from fastapi_maintenance import FileStore, MaintenanceGuard, MemoryStore, open_store
 from fastapi_maintenance import maintenance_exempt as exempt
 
 Receive = dict[str, Any]
@@ -26,6 +26,22 @@ Receive = dict[str, Any]
 
 async def empty(connection: HTTPConnection) -> None:
     """Stand for the least that a dependency can cost."""
+
+
+class Counter:
+    """The least that can count a request to its end: a number, and a callback."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+    async def __call__(self, connection: HTTPConnection) -> None:
+        """Count one request."""
+        self.in_flight += 1
+        connection.scope["fastapi_middleware_astack"].callback(self.release)
+
+    def release(self) -> None:
+        """Count it out."""
+        self.in_flight -= 1
 
 
 def application(*dependencies: object, marked: bool = False) -> FastAPI:
@@ -88,25 +104,29 @@ async def best_of(cases: Cases, rounds: int, requests: int) -> dict[str, float]:
     return best
 
 
-async def measure(rounds: int, requests: int) -> dict[str, float]:
+async def measure(rounds: int, requests: int, urls: list[str]) -> dict[str, float]:
     """Return microseconds per request for each application."""
     with tempfile.TemporaryDirectory() as directory:
-        memory, file = MemoryStore(), FileStore(Path(directory) / "state")
-        on = MemoryStore(active=True)
-        guards = {
-            "memory": MaintenanceGuard(memory),
-            "file": MaintenanceGuard(file),
-            "on": MaintenanceGuard(on),
-            "let in": MaintenanceGuard(on, exempt_handler=let_in),
+        on = MemoryStore(enabled=True)
+        stores = {
+            "memory": MemoryStore(),
+            "file": FileStore(Path(directory) / "state"),
+            **{url.partition(":")[0]: open_store(url) for url in urls},
         }
+        let_in_guard = MaintenanceGuard(on, exempt_handler=let_in)
         cases = {
             "no dependency": (application(), 200),
             "empty async dependency": (application(empty), 200),
-            "guard off, memory store": (application(guards["memory"]), 200),
-            "guard off, file store": (application(guards["file"]), 200),
-            "guard on, refusing": (application(guards["on"]), 503),
-            "guard on, exempt by marker": (application(guards["on"], marked=True), 200),
-            "guard on, exempt by handler": (application(guards["let in"]), 200),
+            "counter": (application(Counter()), 200),
+        }
+        for name, store in stores.items():
+            guard = MaintenanceGuard(store)
+            cases[f"guard off, {name}"] = (application(guard), 200)
+        refusing = MaintenanceGuard(on)
+        cases |= {
+            "guard on, refusing": (application(refusing), 503),
+            "guard on, exempt by marker": (application(refusing, marked=True), 200),
+            "guard on, exempt by handler": (application(let_in_guard), 200),
         }
         return await best_of(cases, rounds, requests)
 
@@ -121,17 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--store", action="append", default=[], metavar="URL")
     options = parser.parse_args()
-    best = asyncio.run(measure(options.rounds, options.requests))
+    best = asyncio.run(measure(options.rounds, options.requests, options.store))
     base = best["no dependency"]
     unit = best["empty async dependency"] - base
-    off = best["guard off, memory store"]
-    print(f"{'':30}{'us/request':>12}{'added':>9}{'x empty dependency':>20}")
+    counter = best["counter"] - base
+    print(f"{'':30}{'us/request':>12}{'added':>9}{'x empty':>9}{'x counter':>11}")
     for name, spent in best.items():
         added = spent - base
-        ratio = f"{added / unit:.2f}" if name != "no dependency" else ""
-        print(f"{name:30}{spent:12.1f}{added:9.1f}{ratio:>20}")
-    refusing = best["guard on, refusing"] / off
+        ratios = f"{added / unit:9.2f}{added / counter:11.2f}" if added else ""
+        print(f"{name:30}{spent:12.1f}{added:9.1f}{ratios}")
+    refusing = best["guard on, refusing"] / best["guard off, memory"]
     print(
         f"\nrefusing costs {refusing:.2f} of serving the same route with the guard off"
     )

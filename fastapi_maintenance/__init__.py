@@ -7,18 +7,19 @@ import typing
 if typing.TYPE_CHECKING:
     from .control import control_router
     from .exemptions import maintenance_exempt
-    from .fence import DrainError, DrainReport
+    from .fence import DrainError, DrainReport, Receipt, Roster, WorkerReport
     from .guard import MaintenanceGuard
-    from .middleware import MaintenanceModeMiddleware
+    from .asgi.middleware import MaintenanceModeMiddleware
     from .pages import maintenance_exception_handler
     from .refusal import MaintenanceError
     from .state import MaintenanceState
-    from .stores import Store, StoreError, open_store
+    from .stores import Change, Store, StoreError, open_store
     from .stores.env import EnvStore
     from .stores.file import FileStore
     from .stores.memory import MemoryStore
 
 __all__ = [
+    "Change",
     "DrainError",
     "DrainReport",
     "EnvStore",
@@ -28,8 +29,11 @@ __all__ = [
     "MaintenanceModeMiddleware",
     "MaintenanceState",
     "MemoryStore",
+    "Receipt",
+    "Roster",
     "Store",
     "StoreError",
+    "WorkerReport",
     "control_router",
     "maintenance_exception_handler",
     "maintenance_exempt",
@@ -39,23 +43,27 @@ __all__ = [
 # Each is loaded when it is first asked for (PEP 562): the command line switches and
 # waits without FastAPI, which takes three times as long to load as all the rest.
 _MODULES = {
+    "Change": ".stores",
     "DrainError": ".fence",
     "DrainReport": ".fence",
     "EnvStore": ".stores.env",
     "FileStore": ".stores.file",
     "MaintenanceError": ".refusal",
     "MaintenanceGuard": ".guard",
-    "MaintenanceModeMiddleware": ".middleware",
+    "MaintenanceModeMiddleware": ".asgi.middleware",
     "MaintenanceState": ".state",
     "MemoryStore": ".stores.memory",
+    "Receipt": ".fence",
+    "Roster": ".fence",
     "Store": ".stores",
     "StoreError": ".stores",
+    "WorkerReport": ".fence",
     "control_router": ".control",
     "maintenance_exception_handler": ".pages",
     "maintenance_exempt": ".exemptions",
     "open_store": ".stores",
 }
-_PARTS = {"exemptions", "stores", "testing"}
+_PARTS = {"exemptions", "inventory", "stores", "testing"}
 
 # Threads that load parts of FastAPI at once, each from another end, find halves of it.
 _loading = threading.RLock()

@@ -1,20 +1,32 @@
-"""What FastAPI keeps in a request and solves for it, each with a closed failure.
+"""What is read of the insides of FastAPI and Starlette, and nowhere else.
 
-FastAPI's insides are touched here, in ``_routing.py`` and in ``_ahead.py`` alone: what
-is read is not public API. Where a release gives no answer, a route is not exempt, a
-handler does not exempt, and a request is not counted, which a drain says.
+None of it is public API. Where a release gives no answer, a route is not exempt, a
+handler does not exempt, an application is refused as a whole, and a request is not
+counted, which a drain says.
 ``tests/guard/test_fastapi_insides.py`` fails on the release that breaks one of them.
 """
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import AsyncExitStack, contextmanager
-from typing import Any, Final
+from contextlib import AsyncExitStack, contextmanager, suppress
+from types import CodeType
+from typing import Any, Final, NamedTuple
 
 import fastapi.routing
+from fastapi import APIRouter
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.params import Depends
+from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
+from starlette.routing import (
+    BaseRoute,
+    Host,
+    Match,
+    Mount,
+    Route,
+    Router,
+    WebSocketRoute,
+)
 
 Scope = MutableMapping[str, Any]  # Starlette's own spelling of an ASGI scope
 
@@ -27,11 +39,47 @@ handlers. Absent where a release has no such stack; a request is not counted the
 
 _INNER: Final = ("fastapi_inner_astack", "fastapi_function_astack")
 _MISSING: Final = object()
+_MANY: Final = 64
+
+_FRAMEWORK: Final = ("fastapi.routing", "starlette.routing")
+
+# They match by a pattern of the path first of all, as far as is known.
+_BY_PATTERN: Final = (Route.matches, APIRoute.matches)
 
 # Public from 0.137.2 on; before 0.137 included routes are the application's own.
-_contexts: Callable[[Any], Iterable[Any]] = getattr(
-    fastapi.routing, "iter_route_contexts", lambda _: ()
+_route_contexts: Callable[[Any], Iterable[Any]] | None = getattr(
+    fastapi.routing, "iter_route_contexts", None
 )
+
+
+class ListedRoute(NamedTuple):
+    """A route, with what the routers that include it add to it.
+
+    Attributes:
+        kind: "HTTP", "WebSocket", "Mount" or "Frontend".
+        path: The whole template from the router on, prefixes included.
+        effective: What holds the effective dependencies, methods and endpoint.
+    """
+
+    kind: str
+    path: str
+    effective: Any  # a route or a context, of any release
+
+
+class RouteMatch(NamedTuple):
+    """How a request matches a route.
+
+    Attributes:
+        match: Whether the path fits, and the method too.
+        scope: What the router will note in the scope.
+        route: The route; the one inside, where a router was included.
+        context: The context of an included route.
+    """
+
+    match: Match
+    scope: Scope
+    route: Any  # of any class and release
+    context: Any = None
 
 
 def effective_route(scope: Scope) -> object | None:
@@ -53,16 +101,6 @@ def effective_route(scope: Scope) -> object | None:
     if route is None and "frontend_path" in own:
         return getattr(scope.get("app"), "router", None)
     return route
-
-
-def matched(scope: Scope) -> tuple[object, object, object]:
-    """Return the matched route, its context and its application, each None if absent.
-
-    An included route is shared, and told apart by its context (from 0.137 on).
-    """
-    own = scope.get("fastapi")
-    context = own.get("effective_route_context") if own else None
-    return scope.get("route"), context, scope.get("app")
 
 
 def direct_dependencies(effective: object | None) -> list[object]:
@@ -91,9 +129,9 @@ def serves(app: object, route: object, effective: object | None) -> bool:
     if any(own is route for own in routes):
         return True
     template = effective_template(effective)
-    return any(
+    return _route_contexts is not None and any(
         context.original_route is route and effective_template(context) == template
-        for context in _contexts(routes)
+        for context in _route_contexts(routes)
     )
 
 
@@ -106,6 +144,162 @@ def documentation_paths(app: object) -> set[str]:
         "swagger_ui_oauth2_redirect_url": "/docs/oauth2-redirect",
     }
     return {getattr(app, name, None) or path for name, path in defaults.items()}
+
+
+def is_standard(router: Router, *names: str) -> bool:
+    """Tell whether a router does these things as FastAPI's or Starlette's own does."""
+    known = APIRouter if isinstance(router, APIRouter) else Router
+    return all(getattr(type(router), name) is getattr(known, name) for name in names)
+
+
+def middlewares_of(router: Router) -> list[type]:
+    """Return the classes of the middlewares that stand before a router's choice."""
+    found: list[type] = []
+    layer: Any = getattr(router, "middleware_stack", None)
+    while layer is not None and layer != router.app and len(found) < _MANY:
+        found.append(type(layer))
+        layer = getattr(layer, "app", None)
+    return found
+
+
+def match_route(route: BaseRoute, scope: Scope) -> RouteMatch:
+    """Match a route, and look into an included router (0.137 and later)."""
+    inner = getattr(route, "original_router", None)
+    if inner is None or not is_standard(inner, "handle", "matches"):
+        match, noted = route.matches(scope)
+        return RouteMatch(match, noted, route)
+    own = {**scope.get("fastapi", {}), "included_router": route}
+    included: Any = route
+    match, noted, chosen, context = included._match({**scope, "fastapi": own})  # noqa: SLF001  # there is no other way
+    return RouteMatch(match, noted, chosen, context)
+
+
+def is_included(route: BaseRoute) -> bool:
+    """Tell whether a route stands for a whole router (0.137 and later)."""
+    return hasattr(route, "original_router")
+
+
+def cannot_match(route: BaseRoute, path: str) -> bool:
+    """Tell cheaply that a route does not match a path; False where it may."""
+    return type(route).matches in _BY_PATTERN and not route.path_regex.match(path)  # type: ignore[attr-defined]  # they have one
+
+
+def path_in_application(scope: Scope) -> str:
+    """Return the part of a path that routes are matched with."""
+    path: str = scope["path"]
+    rest = path.removeprefix(scope.get("root_path", ""))
+    return rest if not rest or rest.startswith("/") else path
+
+
+def match_frontend(router: Router, scope: Scope) -> RouteMatch | None:
+    """Match what ``router.frontend()`` serves, which comes after all routes."""
+    select = getattr(router, "_match_low_priority", None)
+    if select is None:
+        return None
+    found = RouteMatch(*select(scope))
+    return None if found.match is Match.NONE else found
+
+
+def note_match(scope: Scope, found: RouteMatch) -> None:
+    """Note a match in a scope as the router does."""
+    noted = found.scope
+    own = noted.get("fastapi", {})
+    if found.context is not None:
+        own = {**own, "effective_route_context": found.context}
+    if own:
+        noted = {**noted, "fastapi": {**scope.get("fastapi", {}), **own}}
+    scope.update(noted)
+
+
+def effective_of(found: RouteMatch) -> Any:  # a route or a context, of any release
+    """Return what holds the effective settings of a route that was matched."""
+    if getattr(found.context, "dependant", None) is not None:
+        return found.context
+    return found.route
+
+
+def routes_of(router: Router) -> Iterator[ListedRoute]:
+    """Yield the effective routes of a router in the order of matching."""
+    for route in router.routes:
+        for effective, base in _effective_routes(route):
+            path: str = getattr(effective, "path", "") or getattr(base, "host", "")
+            if isinstance(base, Mount | Host):
+                kind = "Mount"
+            elif isinstance(base, WebSocketRoute):
+                kind = "WebSocket"
+            else:
+                kind = "HTTP"
+            yield ListedRoute(kind, path, effective)
+    frontends = getattr(router, "_iter_low_priority_routes", None)
+    for candidate in () if frontends is None else frontends():
+        group = getattr(candidate, "starlette_route", None) or candidate
+        group = getattr(group, "original_route", group)
+        prefix = getattr(candidate, "frontend_prefix", "")
+        for frontend in getattr(group, "routes", ()):
+            path = prefix + ("" if prefix and frontend.path == "/" else frontend.path)
+            yield ListedRoute("Frontend", path, candidate)
+
+
+def _effective_routes(route: BaseRoute) -> Iterator[tuple[Any, BaseRoute]]:
+    # Up to 0.136 an included route is a copy, complete in itself. 0.137.0 and 0.137.1
+    # share it and have no public way to its contexts.
+    own = getattr(route, "effective_route_contexts", None)
+    if own is None:
+        yield route, route
+        return
+    for context in own() if _route_contexts is None else _route_contexts([route]):
+        # Before 0.144 a context knows nothing of the copies that it makes of WebSocket
+        # routes, plain routes and mounts.
+        copied = getattr(context, "starlette_route", None)
+        yield copied or context, context.original_route
+
+
+def runs_dependencies(effective: Any) -> bool:  # a route or a context
+    """Tell whether FastAPI runs the dependencies of a route, as far as can be seen.
+
+    FastAPI 0.138 lists those of a frontend and does not run them. A subclass of
+    ``APIRoute`` may put something of its own in the place of FastAPI's handler. One
+    that calls what it overrides has its name in its code.
+    """
+    if getattr(effective, "dependant", None) is None:
+        return False
+    route = getattr(effective, "original_route", effective)
+    if not isinstance(route, APIRoute):
+        return True
+    own = type(route).__mro__[: type(route).__mro__.index(APIRoute)]
+    return _leads_to_fastapi(effective.app) and all(
+        _mentions(vars(kind)[name], name)
+        for kind in own
+        for name in ("get_route_handler", "handle")
+        if name in vars(kind)
+    )
+
+
+def _leads_to_fastapi(app: Any) -> bool:
+    """Tell whether FastAPI made a route's application, or one that it wraps."""
+    for _ in range(_MANY):
+        inside = [app, *_captured(app)]
+        if any(getattr(part, "__module__", None) in _FRAMEWORK for part in inside):
+            return True
+        app = getattr(app, "app", None)
+    return False
+
+
+def _captured(function: object) -> Iterator[object]:
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # Nothing has been put into it.
+            yield cell.cell_contents
+
+
+def _mentions(override: object, name: str) -> bool:
+    codes = [getattr(inspect.unwrap(override), "__code__", None)]  # type: ignore[arg-type]  # of a class
+    while codes:
+        code = codes.pop()
+        if isinstance(code, CodeType):
+            if name in code.co_names:
+                return True
+            codes += code.co_consts
+    return False
 
 
 class LazyDependency:

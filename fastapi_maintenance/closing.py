@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import anyio
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from .stores._admission import Admission, held
-from .stores._worker import Worker
-
-logger: logging.Logger = logging.getLogger("fastapi_maintenance")
+from .log import logger
+from .worker import Admission, Worker, held
 
 SERVICE_RESTART: Final = 1012
 """The code that tells a client of a WebSocket to connect again later."""
@@ -24,8 +21,8 @@ class Closing:
     """Whether the calling work is to end, as ``drain(close_after=...)`` asked.
 
     It speaks for the request, stream, WebSocket or ``guard.admit()`` block that asks,
-    from any of its tasks and threads. It is never set for what is not counted, nor
-    for what was let in under maintenance.
+    from any of its tasks and threads. It is never set for work that is not counted, nor
+    for work that was let in under maintenance.
 
     Examples:
         >>> async def ticks(guard):
@@ -40,56 +37,46 @@ class Closing:
 
     def is_set(self) -> bool:
         """Tell whether the calling work is to end."""
-        admission = self._mine()
-        return admission is not None and self._worker.orders.is_due(admission.number)
+        admission = self._own()
+        return admission is not None and admission.closing
 
     async def wait(self) -> None:
         """Wait until the calling work is to end; for ever where it never is."""
-        admission = self._mine()
-        # No admission has the number 0: what is not counted waits for ever.
-        number = 0 if admission is None else admission.number
         event = anyio.Event()
         spawn = _spawner()
+        admission = self._own()
 
         async def wake() -> None:  # Events are not for threads.
             event.set()
 
-        def tell() -> None:
+        def ask() -> None:
             spawn(wake)
 
-        orders = self._worker.orders
-        orders.attach(number, tell)
+        if admission is None:
+            await event.wait()
+            return
+        take_back = admission.on_close(ask)
         try:
             await event.wait()
         finally:
-            orders.detach(number, tell)
+            take_back()
 
-    def _mine(self) -> Admission | None:
+    def _own(self) -> Admission | None:
         return next((a for a in held() if a.worker is self._worker), None)
 
 
-def close_in_time(
-    worker: Worker, number: int, websocket: WebSocket
-) -> Callable[[], None]:
-    """Close a counted WebSocket with 1012 when it is told to.
-
-    Returns:
-        What lets go of it; call it when the connection has ended.
-    """
+def close_websocket(admission: Admission, websocket: WebSocket) -> None:
+    """Close a counted WebSocket with 1012 when it is asked to end."""
     spawn = _spawner()
 
     async def close() -> None:
         # It may be closing, closed or gone: then it has what it needs.
         try:
             await websocket.close(SERVICE_RESTART, "maintenance")
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, WebSocketDisconnect) as error:
             logger.debug("a WebSocket had ended before it was closed: %s", error)
 
-    def tell() -> None:
-        spawn(close)
-
-    worker.orders.attach(number, tell)
-    return lambda: worker.orders.detach(number, tell)
+    admission.on_close(lambda: spawn(close))
 
 
 def _spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
@@ -113,7 +100,7 @@ def _spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
 
 
 def _trio_spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
-    import trio  # noqa: PLC0415  # who runs on it has it
+    import trio  # noqa: PLC0415  # it is there, as it runs
 
     token = trio.lowlevel.current_trio_token()
 

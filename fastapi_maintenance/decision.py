@@ -1,28 +1,27 @@
 """The order of decisions: a connection and the state in, admit or refuse out."""
 
 import hmac
-import logging
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack
 from itertools import count
+from types import TracebackType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from starlette.requests import HTTPConnection, cookie_parser
 from starlette.websockets import WebSocket
 
-from ._fastapi import Scope, effective_route, effective_template, matched
-from .closing import close_in_time
-from .exemptions import is_documentation, is_marked
+from ._fastapi import Scope, effective_route, effective_template
+from .changes import hashed
+from .closing import close_websocket
+from .exemptions import has_mark, is_documentation, is_marked
 from .handlers import HandlerChain
-from .orders import hashed
-from .refusal import MaintenanceError, prober_of, refuse
-from .state import LONGEST_WAIT, MaintenanceState
+from .log import logger
+from .refusal import MaintenanceError, prober_of, refuse, seconds_to_wait
+from .state import MaintenanceState
 from .stores import StoreError
-from .stores._admission import Admission
 from .switch import Switch
-
-logger: logging.Logger = logging.getLogger("fastapi_maintenance")
+from .worker import Admission
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 BYPASS_HEADER: Final = "X-Maintenance-Bypass"
@@ -37,29 +36,29 @@ class Coverage(NamedTuple):
     """What is true of a route whatever the state is.
 
     Attributes:
-        exempt: Whether it is open under maintenance, by its marker or as
-            documentation, and never counted.
+        exempt: Whether it is open under maintenance, by its marker or as documentation,
+            and never counted.
         label: How it is shown in a drain.
-        key: Keeps the cached route alive, so that its id is not given away.
+        key: Keeps the cached route alive, so that its id is not given to another one.
     """
 
     exempt: bool
     label: str
-    key: object
+    key: object = None
 
 
 class Decision:
-    """Decides for one guard; its doors share it.
+    """Decides for one guard, and for what it wraps.
 
     Args:
         switch: Where the state is and requests are counted.
-        handlers: Who else is let through.
+        handlers: The exempt handlers.
         detail: What refused clients read when the state has no message.
         retry_after: Seconds, when the state names no end.
         spread: The fraction by which ``Retry-After`` is lengthened at random.
 
     Attributes:
-        key: Under which a door notes in a request's scope what became of it.
+        key: Under which a request that was admitted is noted in its scope.
     """
 
     def __init__(
@@ -81,27 +80,23 @@ class Decision:
         self._unreachable = False
         self.key: str = f"fastapi_maintenance.{next(_numbers)}"
 
-    def take(
+    def admit_or_refuse(
         self,
         connection: HTTPConnection,
         stack: AsyncExitStack | ExitStack | None,
         coverage: Coverage | None = None,
-        *,
-        ready: bool = False,
     ) -> Coroutine[Any, Any, None] | None:
-        """Let a matched request run, counted on the stack, or refuse it.
+        """Let a matched request run, counted on a stack, or refuse it.
 
-        Nothing is awaited unless it must be: a coroutine more would be felt by every
-        request.
+        Nothing is awaited unless it must be, as every request pays for a coroutine.
 
         Args:
-            connection: What handlers are asked about.
+            connection: What exempt handlers are asked about.
             stack: Holds the count; None where this FastAPI has none.
-            coverage: What is true of the route, if it is known already.
-            ready: Whether the store was asked already, where it must be.
+            coverage: What is true of the route, if that is known already.
 
         Returns:
-            None when that is all, else what is left to await.
+            None if that is all, else what is left to await.
 
         Raises:
             MaintenanceError: If it is refused; or ``WebSocketException``. What is left
@@ -112,39 +107,48 @@ class Decision:
             coverage = self.coverage(scope)
         if coverage.exempt:
             return None
-        switch = self.switch
-        worker = switch.worker
-        if not ready and (not worker.joined or switch.polled is not None):
-            return self._take_late(connection, stack, coverage)
-        if worker.state.active and not self._handlers:
-            # To refuse, nothing needs to be counted: no work will run.
-            self._refuse_at_once(scope, worker.look())
+        worker = self.switch.worker
+        state = worker.state
+        if (
+            state.enabled
+            and worker.joined
+            and not self._handlers
+            and self.switch.in_force(state)
+            and not _lets_in(state, scope)
+        ):
+            # To refuse, nothing has to be counted: no work will run.
+            self.refuse(scope, state)
         admission = worker.admit(coverage.label)
+        if admission is None:
+            return self._join_first(connection, stack, coverage)
         if stack is None:
-            worker.stand_aside("this FastAPI has no exit stack to count requests on")
+            worker.mark_uncounted("this FastAPI has no exit stack to count requests on")
             admission.release()
         else:
-            # At once, before anything is awaited: a request that is cancelled in
-            # between must give its count back.
+            # At once: a request that is cancelled at the next await must give its
+            # count back.
             stack.push(admission)
-            # The type first: classes of connections are slow to tell apart.
             if scope["type"] == "websocket" and isinstance(connection, WebSocket):
-                let_go = close_in_time(worker, admission.number, connection)
-                stack.callback(let_go)
-        if admission.state.active:
+                close_websocket(admission, connection)
+        if admission.state.enabled:
             return self._decide(connection, admission)
+        if not admission.ended:
+            admission.__enter__()
         return None
 
     @property
-    def asks(self) -> bool:
-        """Whether there are handlers to ask."""
+    def has_handlers(self) -> bool:
+        """Whether there are exempt handlers to ask."""
         return bool(self._handlers)
 
     def error(self, state: MaintenanceState) -> MaintenanceError:
         """Return a new error for a state."""
-        wait = state.wait_seconds(self.switch.clock(), self._retry_after)
-        if self._spread:
-            wait = min(wait + int(wait * self._spread * self.random()), LONGEST_WAIT)
+        wait = seconds_to_wait(
+            state,
+            self.switch.clock(),
+            self._retry_after,
+            self._spread * self.random() if self._spread else 0.0,
+        )
         return MaintenanceError(
             state.message or self._detail, retry_after=wait, state=state
         )
@@ -169,19 +173,22 @@ class Decision:
 
     def coverage(self, scope: Scope) -> Coverage:
         """Return what is true of the matched route, from a bounded cache."""
-        # By identity: neither routes nor FastAPI's own objects are hashable by it. What
+        # By identity: neither routes nor FastAPI's own objects are hashable by it. An
+        # included route is shared, and told apart by its context (from 0.137 on). What
         # is documentation depends on the application.
-        route, context, app = found = matched(scope)
+        own = scope.get("fastapi")
+        context = own.get("effective_route_context") if own else None
+        route, app = scope.get("route"), scope.get("app")
         key = (id(route), id(context), id(app))
-        known = None if route is None else self._coverage.get(key)
+        known = self._coverage.get(key) if route is not None else None
         if known is None:
-            endpoint = scope.get("endpoint")
             effective = effective_route(scope)
             known = Coverage(
-                exempt=is_marked(endpoint, effective)
+                exempt=is_marked(scope.get("endpoint"), effective)
+                or has_mark(app)
                 or is_documentation(scope, effective),
                 label=label_of(scope, effective),
-                key=found,
+                key=(route, context, app),
             )
             # A frontend has no route of its own, and is looked at each time.
             if route is not None:
@@ -207,9 +214,9 @@ class Decision:
 
         A worker that could join and has not admits nothing.
         """
-        return self.error(MaintenanceState(active=True))
+        return self.error(MaintenanceState(enabled=True))
 
-    async def _take_late(
+    async def _join_first(
         self,
         connection: HTTPConnection,
         stack: AsyncExitStack | ExitStack | None,
@@ -217,7 +224,7 @@ class Decision:
     ) -> None:
         if not await self.join():
             refuse(connection.scope, self.unknown())
-        pending = self.take(connection, stack, coverage, ready=True)
+        pending = self.admit_or_refuse(connection, stack, coverage)
         if pending is not None:
             await pending
 
@@ -225,24 +232,67 @@ class Decision:
         while self.switch.in_force(admission.state):
             state = admission.state
             if _lets_in(state, connection.scope):
-                return
+                break
             try:
                 exempt = await self._handlers.exempts(connection)
             except BaseException:
-                # Cancelled before it ran: whoever keeps the error keeps this frame,
-                # and must not keep the count with it.
                 admission.release()
                 raise
             if self._handlers and self.switch.worker.recheck(admission):
-                continue  # The state moved while a handler was asked.
+                continue  # The state has changed while a handler was asked.
             if exempt:
-                return
+                break
             admission.release()
             self.refuse(connection.scope, state)
+        if not admission.ended:
+            admission.__enter__()
 
-    def _refuse_at_once(self, scope: Scope, state: MaintenanceState) -> None:
-        if self.switch.in_force(state) and not _lets_in(state, scope):
-            self.refuse(scope, state)
+
+class AdmittedWork:
+    """Work outside of requests that obeys the switch and is counted.
+
+    It is what ``MaintenanceGuard.admit`` returns.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+        self._admission: Admission | None = None
+
+    def __enter__(self) -> None:
+        if self._admission is not None:
+            # A second count in its place would lose the first one.
+            raise RuntimeError("already entered; call guard.admit() for each work")
+        switch = self._decision.switch
+        admission = None
+        while admission is None:
+            switch.join_now()
+            admission = switch.worker.admit("work")
+        if switch.in_force(admission.state):
+            admission.release()
+            raise self._decision.error(admission.state)
+        self._admission = admission.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.release()
+
+    async def __aenter__(self) -> None:
+        await self._decision.switch.join()
+        self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
 
 
 def _lets_in(state: MaintenanceState, scope: Scope) -> bool:
@@ -273,10 +323,8 @@ def label_of(scope: Scope, effective: Any) -> str:  # a route of any release
     if scope["type"] == "websocket":
         return f"WS {template}"
     if not template:
-        return (
-            f"{scope['method']} {scope['path']}"[:200]
-            if effective is None
-            else "frontend"
-        )
+        if effective is not None:
+            return "frontend"
+        return f"{scope['method']} {scope['path']}"[:200]
     methods = getattr(effective, "methods", None) or {scope["method"]}
     return f"{'|'.join(sorted(methods))} {template}"

@@ -4,13 +4,15 @@ import hmac
 import inspect
 import ipaddress
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from types import MethodType
 from typing import Any, Final, NoReturn, TypeVar, overload
 
-from starlette.applications import Starlette
+from fastapi import APIRouter
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Router
+from starlette.staticfiles import StaticFiles
 
-from ._checks import is_a
 from ._fastapi import (
     Scope,
     direct_dependencies,
@@ -22,6 +24,7 @@ from ._fastapi import (
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 
 _MARK: Final = "__maintenance_exempt__"
+_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 class _Nothing:
@@ -60,23 +63,22 @@ class MaintenanceExempt:
         """
         if endpoint is None:
             return _Nothing()
-        # Routers, routes and applications are callable, and nobody would look for a
-        # marker on them; a class would hand it on to its instances.
-        if not callable(endpoint) or isinstance(
-            endpoint, type | BaseRoute | Router | Starlette
-        ):
+        # Routes and routers are callable, but included ones are never called: nothing
+        # would look for a marker on them.
+        if not callable(endpoint) or isinstance(endpoint, BaseRoute | APIRouter):
             raise TypeError(
-                f"@maintenance_exempt marks endpoints, not {endpoint!r}; give routers"
+                "@maintenance_exempt marks endpoints and applications, not"
+                f" {endpoint!r}; give routers and routes"
                 " dependencies=[Depends(maintenance_exempt)]"
             )
-        try:
+        with suppress(AttributeError, TypeError):
             setattr(endpoint, _MARK, self)
-        except (AttributeError, TypeError):
+        if not has_mark(endpoint):
             raise TypeError(
                 f"@maintenance_exempt cannot mark {endpoint!r}; mark the function"
                 " itself, or put dependencies=[Depends(maintenance_exempt)] on its"
                 " route"
-            ) from None
+            )
         return endpoint
 
     def __repr__(self) -> str:
@@ -89,9 +91,12 @@ async def _asynchronous() -> None: ...
 maintenance_exempt: Final = MaintenanceExempt()
 """Keeps what it marks open under maintenance, for every guard, and uncounted.
 
-As a decorator, above or below the route decorator, it returns the same function;
-``dependencies=[Depends(maintenance_exempt)]`` exempts a route, an ``APIRouter`` or an
-``include_router`` with everything below it.
+As a decorator, above or below the route decorator, it returns the same function. It
+also marks a class as an endpoint, and an ASGI application, before or after it is
+mounted. A marked Starlette or FastAPI application is open with its routes and files; an
+application that is mounted inside of it needs its own mark. As a dependency,
+``dependencies=[Depends(maintenance_exempt)]``, it exempts a route, an ``APIRouter`` or
+an ``include_router`` with everything below it.
 
 Examples:
     >>> from fastapi import FastAPI
@@ -104,12 +109,18 @@ Examples:
 
 
 def has_mark(endpoint: object) -> bool:
-    """Tell whether an endpoint itself carries the marker.
+    """Tell whether an endpoint or application itself carries the marker.
 
-    Only the marker counts, so that a missing endpoint, or an object that answers to
-    every attribute, cannot look like a hit.
+    Only what it has itself counts, so that a class does not mark what is made of it,
+    and an object that answers to every attribute cannot look like a hit.
     """
-    return getattr(endpoint, _MARK, None) is maintenance_exempt
+    own = endpoint.__func__ if isinstance(endpoint, MethodType) else endpoint
+    return getattr(own, "__dict__", {}).get(_MARK) is maintenance_exempt
+
+
+def inherits_mark(app: object) -> bool:
+    """Tell whether something mounted in a marked application is a part of it."""
+    return isinstance(app, Router | StaticFiles)
 
 
 def is_marked(endpoint: object, effective: object | None) -> bool:
@@ -144,11 +155,26 @@ def documents(app: object, effective: object | None) -> bool:
     )
 
 
+class ReadyMade:
+    """A handler that answers at once, by the scope alone.
+
+    Such handlers are asked first, and need no thread.
+    """
+
+    def __init__(self, name: str, matches: Callable[[HTTPConnection], bool]) -> None:
+        self.__qualname__ = name
+        self._matches = matches
+
+    def __call__(self, connection: HTTPConnection) -> bool:
+        """Tell whether a connection is exempt."""
+        return self._matches(connection)
+
+
 def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
     """Return a handler that exempts requests with a secret header.
 
     Args:
-        name: The header, as ``X-Admin-Key``.
+        name: The header, such as ``X-Admin-Key``.
         secret: Its value. Compared as bytes, in constant time.
 
     Raises:
@@ -156,10 +182,12 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
             sent: an unset secret would exempt everyone who sends nothing.
     """
     token = "!#$%&'*+-.^_`|~"  # noqa: S105  # RFC 9110 section 5.6.2, no password
-    named = is_a(name, str) and name.isascii()
-    if not named or not name or not all(c.isalnum() or c in token for c in name):
+    given: object = name
+    if not isinstance(given, str) or not (
+        given and given.isascii() and all(c.isalnum() or c in token for c in given)
+    ):
         raise ValueError(f"not a header name: {name!r}")
-    if not is_a(secret, str | None):
+    if not isinstance(secret, str | None):
         raise TypeError(f"the secret for {name} must be a string")
     if not (secret or "").strip():
         raise ValueError(
@@ -180,10 +208,10 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
         given = [
             value for header, value in connection.scope["headers"] if header == key
         ]
-        # A header sent twice is somebody's trick, not an operator.
+        # A header that is sent twice may have been added by a client.
         return len(given) == 1 and hmac.compare_digest(given[0], expected)
 
-    return has_secret
+    return ReadyMade("with_header", has_secret)
 
 
 def from_networks(*networks: str) -> Callable[[HTTPConnection], bool]:
@@ -194,13 +222,14 @@ def from_networks(*networks: str) -> Callable[[HTTPConnection], bool]:
     headers are never read here, as any client can write them.
 
     Args:
-        networks: Addresses or networks, as ``"10.0.0.0/8"`` or ``"fd00::/8"``.
+        networks: Addresses or networks, such as ``"10.0.0.0/8"`` or ``"fd00::/8"``. An
+            IPv4 network matches clients of a dual-stack socket too.
 
     Raises:
-        ValueError: If there is none, or one is no network (host bits set, too).
+        ValueError: If there is none, or one is not a network, or has host bits set.
     """
     if not networks:
-        raise ValueError('name at least one network, as from_networks("10.0.0.0/8")')
+        raise ValueError('name at least one network: from_networks("10.0.0.0/8")')
     allowed = [_network(network) for network in networks]
 
     def is_inside(connection: HTTPConnection) -> bool:
@@ -213,7 +242,7 @@ def from_networks(*networks: str) -> Callable[[HTTPConnection], bool]:
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in allowed)
 
-    return is_inside
+    return ReadyMade("from_networks", is_inside)
 
 
 def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -222,6 +251,11 @@ def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
             f"not a network: {text!r}; write it as a string"
         )
     try:
-        return ipaddress.ip_network(text, strict=True)
+        network = ipaddress.ip_network(text, strict=True)
     except ValueError as error:
         raise ValueError(f"not a network: {text!r} ({error})") from None
+    # Clients are compared as IPv4 where they are, so a mapped network must be, too.
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        start = network.network_address.ipv4_mapped
+        return ipaddress.ip_network((start or 0, network.prefixlen - 96))
+    return network

@@ -1,56 +1,95 @@
-"""When worker rows mean *drained*: pure, without an engine, a clock or HTTP.
+"""What workers report, and when that means *drained*. Pure: no store, no clock.
 
-The argument is the one of the classic epoch fence. A worker counts a request
-before it reads the epoch, and moves what is in flight to ``old`` before it
-reports a newer epoch as seen. So a row that has seen the epoch and holds nothing
-old, or that holds nothing at all while its counts are written before the epoch is
-read, runs no request that an older epoch admitted, and will not start one.
+The argument: a worker counts a request before it reads the state, and moves what is in
+flight to ``old`` before it reports a new epoch. So a worker that reports the epoch and
+nothing old runs no request that an older epoch admitted, and will not start one.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .state import EPOCH_LIMIT, MaintenanceState
 
 Outcome = Literal["drained", "busy", "lost", "superseded", "too_few", "unknown"]
-Liveness = Literal["alive", "lost", "dead"]
+Liveness = Literal["alive", "silent", "dead"]
+
+HEARTBEAT: Final = 1.0
+"""Seconds between two reports of a worker that has nothing new to say."""
+
+SILENT_AFTER: Final = 3.0
+"""Seconds without a report after which a store calls a worker silent."""
+
+LOST_AFTER: Final = 5.0
+"""Seconds without an answer, by the coordinator's own clock, after which it is lost."""
+
+SETTLING: Final = 3.0
+"""Seconds that a new roster is given for workers that remember an older one."""
 
 _NAMED: Final = 5
 
+Count = Annotated[int, Field(ge=0)]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerRow:
-    """One process that has joined a store, as a coordinator sees it.
+
+class Oldest(BaseModel):
+    """The oldest request in flight on a worker.
 
     Attributes:
-        id: Unique for the life of the process, kept when it joins again.
-        host: The machine's name.
-        pid: The process, in its own pid namespace.
-        seen: The newest epoch that this worker has adopted.
-        current: Requests in flight that were admitted under ``seen``.
-        old: Requests in flight that were admitted before it.
-        liveness: ``alive``; ``lost``, silent and not proven dead; or ``dead``,
-            which only a proof makes it.
-        oldest_route: The route of the oldest request in flight.
-        oldest_age: Its age in seconds.
-        report_age: Seconds since this row was last known to be current.
-        counts_first: Whether this worker's counts are visible here before it
-            reads the very epoch that is published here, so that it need not
-            acknowledge while it is idle.
+        route: How it is shown, such as ``POST /orders``.
+        seconds: How long it has been running.
     """
+
+    model_config = ConfigDict(frozen=True)
+
+    route: str
+    seconds: float
+
+
+class WorkerReport(BaseModel):
+    """What a worker says of itself, and what a store adds when it lists it.
+
+    Attributes:
+        id: Unique for one worker of one process.
+        host: The machine's name, for people.
+        pid: The process, in its own pid namespace.
+        process: What tells the process from every other one; see ``processes.py``.
+        generation: The roster that the worker remembers; None before it has joined.
+        seen: The epoch that it has adopted.
+        tag: The tag of that publication.
+        current: Requests in flight that were admitted under ``seen``.
+        old: Requests in flight, and threads left behind, from before ``seen``.
+        oldest: The oldest of them; of the current ones if there is no old one.
+        left_behind: How many of ``old`` are threads whose request has ended.
+        uncounted: Work in flight that cannot be followed. If it is not 0, a drain is
+            *unknown*.
+        lock: The inode of the worker's lock file, where a directory is the store.
+        liveness: Added by the store: ``dead`` only if that is proven.
+        age: Added by the store: seconds since the worker reported.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     host: str
     pid: int
-    seen: int
-    current: int = 0
-    old: int = 0
+    process: str = ""
+    generation: str | None = None
+    seen: int = Field(default=0, ge=0, lt=EPOCH_LIMIT)
+    tag: str = ""
+    current: Count = 0
+    old: Count = 0
+    oldest: Oldest | None = None
+    left_behind: Count = 0
+    uncounted: Count = 0
+    lock: int | None = None
     liveness: Liveness = "alive"
-    oldest_route: str | None = None
-    oldest_age: float | None = None
-    report_age: float = 0.0
-    counts_first: bool = False
+    age: float = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -58,29 +97,108 @@ class WorkerRow:
         return self.current + self.old
 
     @property
-    def lost(self) -> bool:
-        """Whether it is silent and nothing proves it dead."""
-        return self.liveness == "lost"
+    def name(self) -> str:
+        """The worker for people, as ``host/pid``."""
+        return f"{self.host}/{self.pid}"
+
+    def listed(self, liveness: Liveness, age: float) -> WorkerReport:
+        """Return this report with what the store knows of the worker."""
+        return self.model_copy(update={"liveness": liveness, "age": max(0.0, age)})
+
+
+class Receipt(NamedTuple):
+    """What a store answers to a report.
+
+    Attributes:
+        generation: The roster that the worker is now in.
+        complete: Whether nobody has testified that this roster lacks workers.
+        replaced: Whether an earlier report of this worker was there.
+        young: Whether the server has just started, so that others may still write back
+            a state that it has lost.
+    """
+
+    generation: str
+    complete: bool
+    replaced: bool
+    young: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """All rows of a store and name, read at one moment.
+    """Who has joined a switch, at one moment.
 
     Attributes:
-        generation: Another value means that the roster was made anew, so that
-            rows may be missing.
-        rows: The rows, dead ones excluded once they are reaped.
-        epoch: The newest published epoch.
-        whole: False when the roster is known to have been made anew.
-        uncounted: Whether workers exist that cannot be counted.
+        generation: Changes whenever the roster is made again; ``""`` without a roster.
+        complete: Whether nobody has testified that workers are missing.
+        age: Seconds since it was made, by the store's clock.
+        members: The ids of all that have joined and not left.
+        workers: Their reports.
+        uncounted: Whether workers exist that could not join.
     """
 
-    generation: str
-    rows: tuple[WorkerRow, ...]
-    epoch: int
-    whole: bool = True
+    generation: str = ""
+    complete: bool = True
+    age: float = 0.0
+    members: frozenset[str] = frozenset()
+    workers: tuple[WorkerReport, ...] = ()
     uncounted: bool = False
+
+    @property
+    def living(self) -> tuple[WorkerReport, ...]:
+        """The workers that are not proven dead."""
+        return tuple(worker for worker in self.workers if worker.liveness != "dead")
+
+
+class Membership(BaseModel):
+    """The stored form of a roster: who has joined. Stores replace it atomically.
+
+    Attributes:
+        generation: As in ``Roster``.
+        complete: As in ``Roster``.
+        made: When this generation was made, by the store's clock.
+        members: The ids of all that have joined and not left.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: str
+    complete: bool
+    made: float
+    members: frozenset[str] = frozenset()
+
+    def confirmed(self, generation: str, *, complete: bool, now: float) -> Membership:
+        """Mark a generation as complete, or replace it by one that is not."""
+        if generation != self.generation:
+            return self
+        if complete:
+            return self.model_copy(update={"complete": True})
+        changes = {"generation": new_generation(), "complete": False, "made": now}
+        return self.model_copy(update=changes)
+
+    def without(self, worker: str) -> Membership:
+        """Take a worker off the list."""
+        return self.model_copy(update={"members": self.members - {worker}})
+
+
+def joined(
+    membership: Membership | None, report: WorkerReport, now: float
+) -> Membership:
+    """Return the membership with a worker in it, made if there is none.
+
+    A roster is complete when the worker that makes it remembers no older one.
+    """
+    if membership is None:
+        membership = Membership(
+            generation=new_generation(), complete=report.generation is None, made=now
+        )
+    if report.id in membership.members:
+        return membership
+    return membership.model_copy(update={"members": membership.members | {report.id}})
+
+
+def new_generation() -> str:
+    """Return a mark that no other roster has."""
+    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +207,19 @@ class DrainReport:
 
     Attributes:
         outcome: ``drained``; ``busy``, requests were still running at the end;
-            ``lost``, a worker was silent and not proven dead; ``superseded`` by
-            another publication; ``too_few`` workers had joined; ``unknown``,
-            the store or a worker cannot tell.
-        epoch: The epoch that was fenced.
-        workers: The rows of the last look.
+            ``lost``, a worker did not answer and is not proven dead, or workers may be
+            missing from the list; ``superseded`` by another publication; ``too_few``
+            workers had joined; ``unknown``, the store or a worker cannot tell.
+        epoch: The epoch that was drained.
+        workers: The reports of the last look, without workers that are proven dead.
         seconds: How long the drain took.
-        read_only: Whether reads went on meanwhile.
-        reason: One sentence for a person.
+        read_only: Whether reads went on.
+        reason: One sentence for people, with the remedy where there is one.
     """
 
     outcome: Outcome
     epoch: int
-    workers: tuple[WorkerRow, ...] = ()
+    workers: tuple[WorkerReport, ...] = ()
     seconds: float = 0.0
     read_only: bool = False
     reason: str = ""
@@ -124,114 +242,310 @@ class DrainError(Exception):
         self.report = report
 
 
-def older(row: WorkerRow, epoch: int) -> int:
-    """Return how many requests on a worker may have been admitted before an epoch."""
-    return row.old if row.seen >= epoch else row.in_flight
+class Verdict(NamedTuple):
+    """What a fence says after one look.
+
+    Attributes:
+        outcome: What the drain would answer if it ended now.
+        reason: One sentence for people.
+        final: Whether waiting longer cannot help.
+    """
+
+    outcome: Outcome
+    reason: str = ""
+    final: bool = False
 
 
-def holds_up(row: WorkerRow, epoch: int) -> bool:
-    """Tell whether a request admitted before an epoch may run on a worker."""
-    if row.liveness == "dead":
+def has_acknowledged(worker: WorkerReport, state: MaintenanceState) -> bool:
+    """Tell whether a worker has adopted a publication, or a later one."""
+    if worker.seen == state.epoch:
+        return worker.tag == state.tag
+    return worker.seen > state.epoch
+
+
+def count_before(worker: WorkerReport, state: MaintenanceState) -> int:
+    """Return how many requests may have been admitted before a publication."""
+    return worker.old if has_acknowledged(worker, state) else worker.in_flight
+
+
+def blocks_drain(worker: WorkerReport, state: MaintenanceState) -> bool:
+    """Tell whether a request from before a publication may run on a worker."""
+    if worker.liveness == "dead":
         return False
-    return older(row, epoch) > 0 or (row.seen < epoch and not row.counts_first)
+    # A larger epoch may be of another history. If it follows this publication, the
+    # coordinator takes it over as its own.
+    return worker.old > 0 or (worker.seen, worker.tag) != (state.epoch, state.tag)
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Fence:
-    """One coordinator's judgement of the rosters it sees, for one epoch.
+    """One coordinator's judgement of the rosters that it sees.
 
     Attributes:
-        epoch: What is fenced.
-        workers: How many workers must be there.
-        vouched: Whether a person said that ``workers`` are all there are, which
-            alone completes a roster that was lost.
-        before: The roster before the epoch was published.
-        own: Per worker, the requests that wait for this very fence.
+        state: The publication that is fenced.
+        before: The roster from before it was published.
+        workers: How many workers must have joined; None trusts the roster.
+        in_process: Whether the store is this process's memory, where no worker means
+            that nothing runs.
+        settling: Seconds that a new roster is given.
     """
 
-    epoch: int
-    workers: int
-    vouched: bool
+    state: MaintenanceState
     before: Roster
-    own: Mapping[str, int] = field(default_factory=dict)
+    workers: int | None = None
+    in_process: bool = False
+    settling: float = SETTLING
     _known: set[str] = field(init=False, default_factory=set)
-    _whole: bool = field(init=False, default=True)
-    _blind: bool = field(init=False, default=False)
-    _first: bool = field(init=False, default=True)
     _generation: str = field(init=False, default="")
+    _saw_complete: bool = field(init=False, default=False)
+    _answered: dict[str, tuple[WorkerReport, float]] = field(
+        init=False, default_factory=dict
+    )
+    _first: bool = field(init=False, default=True)
+    _looked: float = field(init=False, default=0.0)
 
-    def judge(self, roster: Roster) -> tuple[Outcome, str]:
-        """Return what the fence would answer if it ended with this look."""
+    def __post_init__(self) -> None:
+        # A worker that joins after a look reads the publication; one that joined after
+        # ``before`` was read may not have. So the watch begins with the first look.
+        self._generation = self.before.generation
+        self._known = set(self.before.members)
+
+    def judge(
+        self, roster: Roster, clock: float, own: Mapping[str, int] | None = None
+    ) -> Verdict:
+        """Return what the drain would answer if it ended with this look.
+
+        Args:
+            roster: What the store shows now.
+            clock: The coordinator's own monotonic clock, in seconds.
+            own: Per worker, the requests that wait for this very drain.
+        """
+        if clock - self._looked > SILENT_AFTER:
+            # This coordinator was stopped, and has not heard what workers said.
+            self.pause()
+        self._looked = clock
         self._remember(roster)
-        rows = [self._without_own(row) for row in roster.rows]
-        pending = [row for row in rows if holds_up(row, self.epoch)]
-        busy = [row for row in pending if not row.lost]
-        if busy:
-            running = [row for row in busy if older(row, self.epoch)]
-            why = _names("still running on", running)
-            return "busy", why or _names("no answer yet from", busy)
-        missing = self._known - {row.id for row in rows}
-        if pending or (missing and not self._whole):
-            return "lost", _names("silent, and not proven dead:", pending) or (
-                f"{len(missing)} worker(s) seen before have not come back since the"
-                " roster was made anew"
-            )
-        if roster.uncounted:
-            return "unknown", (
-                "workers that cannot be counted use this store; their log names the"
-                " remedy"
-            )
-        live = [row for row in rows if row.liveness != "dead"]
-        if len(live) < self.workers:
-            return "too_few", f"{len(live)} of {self.workers} worker(s) have joined"
-        acknowledged = sum(row.seen >= self.epoch for row in live)
-        if self._blind and not (self.vouched and acknowledged >= self.workers):
-            return "lost", (
-                "the list of workers is new or was lost, and nobody can tell whether it"
-                " is complete; repeat with --workers N, the number that must be there"
-            )
-        return "drained", ""
+        workers = [_without_own(worker, own or {}) for worker in roster.living]
+        silent = self._silence(workers, clock)
+        pending = [w for w in workers if blocks_drain(w, self.state)]
+        missing = self._missing(roster, clock)
+        waiting = [w for w in pending if silent[w.id] < LOST_AFTER]
+        if waiting:
+            running = [w for w in waiting if count_before(w, self.state)]
+            why = _names("still running on", running, self.state)
+            return Verdict("busy", why or _names("no answer yet from", waiting))
+        lost = [w for w in pending if silent[w.id] >= LOST_AFTER]
+        if lost:
+            return Verdict("lost", _lost(lost, silent), final=True)
+        if missing:
+            return self._judge_missing(missing, clock)
+        if roster.uncounted or any(worker.uncounted for worker in workers):
+            return Verdict("unknown", _UNCOUNTED, final=True)
+        if self._saw_complete and len(workers) >= (self.workers or 1):
+            # All that were on the complete list have acknowledged or are gone.
+            return Verdict("drained")
+        return self._judge_number(roster)
+
+    def pause(self) -> None:
+        """Forget how long workers have been silent: the store could not be read."""
+        self._answered.clear()
+
+    def _judge_number(self, roster: Roster) -> Verdict:
+        if self.in_process and len(roster.living) >= (self.workers or 0):
+            return Verdict("drained")
+        return judge_number(roster, self.workers, self.settling)
+
+    def _judge_missing(self, missing: Collection[str], clock: float) -> Verdict:
+        reason = (
+            f"{len(missing)} worker(s) have joined and their reports are missing;"
+            " remove those that are gone:"
+            f" fastapi-maintenance forget {' '.join(sorted(missing)[:_NAMED])}"
+        )
+        since = min(self._answered[worker][1] for worker in missing)
+        return Verdict("lost", reason, final=clock - since >= LOST_AFTER)
+
+    def _is_settled(self, roster: Roster) -> bool:
+        return bool(
+            roster.generation and roster.complete and roster.age >= self.settling
+        )
 
     def _remember(self, roster: Roster) -> None:
-        # A store that had no roster at all, and has lost none, gets its first one.
-        began = self.before.generation or roster.generation
-        if self._first:
-            self._generation = began
-        if roster.generation != self._generation or not roster.whole:
-            self._whole = False
-        if self._first:
-            # A roster that was lost before this coordinator saw it whole can
-            # never be completed by waiting: whoever is missing is unknown.
-            self._blind = not self._whole or not self.before.whole
-            self._first = False
-        elif roster.generation == self._generation and not roster.whole:
-            # It was not whole when it was seen to be: a worker of an earlier one
-            # has come back and said so.
-            self._blind = True
-        if self._whole:
-            # As long as the roster stands, a row leaves it only by a clean
-            # leave or a proof of death.
-            self._known = {row.id for row in roster.rows}
+        dead = {worker.id for worker in roster.workers if worker.liveness == "dead"}
+        intact = roster.generation == self._generation and roster.complete
+        if not self._saw_complete and self._is_settled(roster):
+            # Complete for the first time, which is where the watch begins.
+            self._saw_complete, intact = True, True
+            self._generation = roster.generation
+        if not self._saw_complete:
+            self._generation = roster.generation
+            self._known = set(roster.members)
+        elif intact:
+            # While the roster stands, a worker leaves the list only by leaving in order
+            # or by a proof of death.
+            self._known = set(roster.members)
         else:
-            self._known -= {row.id for row in roster.rows if row.liveness == "dead"}
+            self._known |= roster.members
+        self._known -= dead
 
-    def _without_own(self, row: WorkerRow) -> WorkerRow:
-        aside = self.own.get(row.id, 0)
-        if not aside:
-            return row
-        old = max(0, row.old - aside)
-        current = max(0, row.current - (aside - (row.old - old)))
-        return replace(row, current=current, old=old)
+    def _missing(self, roster: Roster, clock: float) -> set[str]:
+        listed = {worker.id for worker in roster.workers}
+        missing = self._known - listed
+        for worker in missing:
+            self._answered.setdefault(worker, (_NOBODY, clock))
+        return missing
+
+    def _silence(
+        self, workers: Iterable[WorkerReport], clock: float
+    ) -> dict[str, float]:
+        """Return per worker for how long it has said nothing new."""
+        silent = {}
+        for worker in workers:
+            known, since = self._answered.get(worker.id, (None, clock))
+            if self._first and worker.age >= LOST_AFTER:
+                # It was silent before the first look.
+                since = clock - worker.age
+            elif known is None or _is_newer(worker, known):
+                since = clock
+            self._answered[worker.id] = worker, since
+            silent[worker.id] = clock - since
+        self._first = False
+        return silent
 
 
-def distinct_hosts(rows: Iterable[WorkerRow]) -> int:
+def judge_number(
+    roster: Roster, workers: int | None, settling: float = SETTLING
+) -> Verdict:
+    """Tell whether the workers that have joined are known to be all.
+
+    Args:
+        roster: What the store shows.
+        workers: How many must have joined; None trusts the roster.
+        settling: Seconds that a new roster is given.
+    """
+    living = len(roster.living)
+    if workers == living:
+        return Verdict("drained")
+    if workers is None and not living:
+        reason = (
+            "no worker has joined; start the service, or add --workers 0 if it is"
+            " stopped"
+        )
+        return Verdict("too_few", reason, final=True)
+    if workers is not None and living < workers:
+        return Verdict("too_few", f"{living} of {workers} workers have joined")
+    if not roster.complete:
+        reason = (
+            "workers may be missing from the list, as the store has lost data; add"
+            " --workers N with the number of workers that are running:"
+            f" --workers {living} if all of them have joined"
+        )
+        return Verdict("lost", reason, final=not workers)
+    if roster.age < settling:
+        return Verdict("lost", "the list of workers is new; waiting for others to join")
+    return Verdict("drained")
+
+
+def foresee(roster: Roster, workers: int | None) -> Verdict | None:
+    """Return the verdict that no wait can change, if there is one.
+
+    It is what a command asks before it changes anything.
+    """
+    silent = {w.id: w.age for w in roster.living if w.age >= LOST_AFTER}
+    if silent:
+        lost = [worker for worker in roster.living if worker.id in silent]
+        return Verdict("lost", _lost(lost, silent), final=True)
+    if roster.uncounted or any(worker.uncounted for worker in roster.living):
+        return Verdict("unknown", _UNCOUNTED, final=True)
+    verdict = judge_number(roster, workers)
+    return verdict if verdict.final else None
+
+
+_UNCOUNTED: Final = "some workers cannot be counted; see their logs for the reason"
+_NOBODY: Final = WorkerReport(id="", host="", pid=0)
+
+
+def _is_newer(worker: WorkerReport, known: WorkerReport) -> bool:
+    # The age falls when a worker repeats its report at its heartbeat.
+    return worker.age < known.age or worker.listed("alive", 0) != known.listed(
+        "alive", 0
+    )
+
+
+def _without_own(worker: WorkerReport, own: Mapping[str, int]) -> WorkerReport:
+    aside = own.get(worker.id, 0)
+    if not aside:
+        return worker
+    old = max(0, worker.old - aside)
+    current = max(0, worker.current - (aside - (worker.old - old)))
+    return worker.model_copy(update={"current": current, "old": old})
+
+
+def distinct_hosts(workers: Iterable[WorkerReport]) -> int:
     """Return on how many machines the workers run."""
-    return len({row.host for row in rows})
+    return len({worker.host for worker in workers})
 
 
-def _names(what: str, rows: Collection[WorkerRow]) -> str:
-    if not rows:
+def shown_age(seconds: float) -> str:
+    """Return the age of a request or of a report for people."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"  # noqa: PLR2004  # two digits
+
+
+def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) -> str:
+    """Return what a worker is doing under a state, in a few words.
+
+    Args:
+        worker: Its report.
+        state: The present state.
+        now: The time to judge by.
+    """
+    acknowledged = has_acknowledged(worker, state)
+    if not state.in_force(now):
+        text = "serving" if acknowledged else "not acknowledged"
+    elif state.needs_clock:
+        # Requests from before its start were admitted under the same epoch.
+        text = "refusing" if acknowledged else "not acknowledged"
+    elif not blocks_drain(worker, state):
+        text = "drained"
+    else:
+        left = count_before(worker, state)
+        text = f"draining ({left} left)" if left else "not acknowledged"
+    if worker.uncounted:
+        text = "cannot be counted"
+    if worker.liveness != "silent":
+        return text
+    silent = f"no answer for {shown_age(worker.age)}"
+    return f"drained, {silent}" if text == "drained" else silent
+
+
+def _names(
+    what: str,
+    workers: Collection[WorkerReport],
+    state: MaintenanceState | None = None,
+) -> str:
+    if not workers:
         return ""
-    names = [f"{row.host}/{row.pid} ({row.in_flight} in flight)" for row in rows]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{what} {', '.join(names[:_NAMED])}{more}"
+    names = []
+    for worker in workers:
+        name = worker.name
+        if state is not None:
+            name += f" ({count_before(worker, state)} in flight)"
+        if state is not None and worker.oldest is not None:
+            name = f"{worker.name}: {worker.oldest.route}, "
+            name += shown_age(worker.oldest.seconds)
+            more = count_before(worker, state) - 1
+            name += f" (and {more} more)" if more > 0 else ""
+        names.append(name)
+    others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{what} {', '.join(names[:_NAMED])}{others}"
+
+
+def _lost(workers: Collection[WorkerReport], silent: Mapping[str, float]) -> str:
+    names = [
+        f"{worker.name} has not answered for {shown_age(silent[worker.id])}"
+        for worker in workers
+    ]
+    ids = " ".join(worker.id for worker in workers)
+    return (
+        f"{', '.join(names[:_NAMED])}, and nothing proves that it is gone; if it is:"
+        f" fastapi-maintenance forget {ids}"
+    )

@@ -10,18 +10,16 @@ from starlette.types import ASGIApp
 
 from ._checks import check_listener, check_text, whole_seconds
 from ._fastapi import OUTER_STACK
+from .asgi.wrap import GuardedApp
+from .changes import EnableOptions
 from .closing import Closing
-from .decision import Decision
-from .door import Door
+from .decision import AdmittedWork, Decision
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
-from .orders import Order
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState
-from .stores import Store, as_store, describe
-from .switch import Switch
-from .waiting import Plan
-from .work import AdmittedWork
+from .stores import Store, as_store, location
+from .switch import DrainOptions, Switch
 
 
 class MaintenanceGuard:
@@ -44,8 +42,8 @@ class MaintenanceGuard:
         retry_spread: Lengthens each ``Retry-After`` by a random part of this fraction,
             from 0 to 1, so that clients do not all return in the same second.
         handler_timeout: Seconds after which a handler has not said ``True``.
-        on_change: Called with the new state, once per change and worker, from the
-            thread that noticed it.
+        on_change: Called with the new state, once per change and worker, in order, in
+            a thread of its own.
 
     Raises:
         ValueError: If a value cannot work: a bad name, an unknown store URL, a negative
@@ -89,11 +87,11 @@ class MaintenanceGuard:
         )
         if on_change is not None:
             check_listener(on_change, "on_change")
-            self._switch.worker.listen(on_change)
+            self._switch.worker.notifier.listen(on_change)
 
     def __repr__(self) -> str:
         switch = self._switch
-        return f"<MaintenanceGuard {switch.name!r} of {describe(switch.source)}>"
+        return f"<MaintenanceGuard {switch.name!r} of {location(switch.store)}>"
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """Admit a matched request, or refuse it; FastAPI calls this.
@@ -106,10 +104,13 @@ class MaintenanceGuard:
                 a response to a handshake, ``WebSocketException`` with code 1013.
         """
         scope = connection.scope
-        visit = scope.get(self._decision.key)
-        if visit is not None and visit.is_of(scope) and visit.settles(scope):
+        decision = self._decision
+        request = scope.get(decision.key)
+        if request is not None and request.is_running():
+            # Decided outside of the application. Its route is known here.
+            request.scope = scope
             return
-        pending = self._decision.take(connection, scope.get(OUTER_STACK))
+        pending = decision.admit_or_refuse(connection, scope.get(OUTER_STACK))
         if pending is not None:
             await pending
 
@@ -161,9 +162,9 @@ class MaintenanceGuard:
             StoreError: If the store cannot be reached for 10 seconds, so that a
                 roll-out stops instead of replacing good workers by refusing ones.
         """
-        from .inventory import warn_of_mounts  # noqa: PLC0415  # needed once, here
+        from .inventory import warn_of_uncovered  # noqa: PLC0415  # needed once, here
 
-        warn_of_mounts(app)
+        warn_of_uncovered(app)
         async with self._switch.attached():
             yield
 
@@ -178,8 +179,12 @@ class MaintenanceGuard:
         read_only: bool = False,
         bypass_token: str | None = None,
         actor: str | None = None,
+        acknowledge: float | None = None,
     ) -> MaintenanceState:
         """Switch maintenance on, for every worker of the store.
+
+        A request that begins after this has returned without a warning is decided by
+        the new state, on every worker.
 
         Args:
             message: What refused clients read; one line.
@@ -191,6 +196,9 @@ class MaintenanceGuard:
             bypass_token: Lets operators through until it is switched off; at least 16
                 characters. Only its hash is stored.
             actor: Who does this, for the log and ``status``.
+            acknowledge: Seconds to wait until every worker that is not proven dead has
+                adopted the state. None is one second, or three ticks of the store; 0
+                does not wait. Workers that have not are named in a warning in the log.
 
         Returns:
             The published state.
@@ -199,32 +207,39 @@ class MaintenanceGuard:
             ValueError: If a time is naive or has passed, or a text is not one line.
             StoreError: If the store cannot be set; nothing has changed then.
         """
-        order = Order(
+        options = EnableOptions(
             message=message,
             at=at,
             until=until,
             auto_off=auto_off,
-            retry_after=retry_after,
+            retry_after=retry_after,  # type: ignore[arg-type]  # validated to seconds
             read_only=read_only,
             bypass_token=bypass_token,
             actor=actor,
         )
-        return await self._switch.enable(order)
+        return (await self._switch.enable(options, acknowledge)).state
 
-    async def disable(self, *, actor: str | None = None) -> MaintenanceState:
+    async def disable(
+        self, *, actor: str | None = None, acknowledge: float | None = None
+    ) -> MaintenanceState:
         """Open again.
+
+        Args:
+            actor: Who does this, for the log and ``status``.
+            acknowledge: As for ``enable``.
 
         Raises:
             StoreError: If the store cannot be set, or a ``maintenance()`` block or a
                 ``run`` holds it on; it stays on then.
         """
-        return await self._switch.disable(actor=actor)
+        publication = await self._switch.disable(actor=actor, acknowledge=acknowledge)
+        return publication.state
 
     async def drain(
         self,
         *,
         timeout: float = 30.0,
-        workers: int = 1,
+        workers: int | None = None,
         close_after: float | None = None,
     ) -> DrainReport:
         """Wait until no request that was admitted before this moment is running.
@@ -234,16 +249,21 @@ class MaintenanceGuard:
 
         Args:
             timeout: Seconds.
-            workers: How many workers must have joined. More than one also says that
-                these are all, which completes a list of workers that was lost.
-            close_after: Seconds after which counted WebSockets are closed with 1012.
+            workers: How many workers must have joined. The exact number also completes
+                a list of workers that the store may have lost. None trusts the list,
+                which must be complete and have at least one worker; 0 accepts none.
+            close_after: Seconds after which counted WebSockets are closed with 1012,
+                and ``guard.closing`` tells streams to end.
 
         Raises:
             ValueError: If maintenance is off, has not begun, or could open by the
                 clock; or an argument cannot work.
             StoreError: If the store cannot be read or set.
         """
-        return await self._switch.drain(Plan.spoken(timeout, workers, close_after))
+        options = DrainOptions(
+            timeout=timeout, workers=workers, close_after=close_after
+        )
+        return await self._switch.drain(options)
 
     def maintenance(
         self,
@@ -251,7 +271,7 @@ class MaintenanceGuard:
         message: str | None = None,
         until: datetime | timedelta | None = None,
         drain_timeout: float = 30.0,
-        workers: int = 1,
+        workers: int | None = None,
         stay_on_error: bool = True,
     ) -> AbstractAsyncContextManager[DrainReport]:
         """Run a block under maintenance, when nothing else is running any more.
@@ -260,7 +280,7 @@ class MaintenanceGuard:
             message: What refused clients read.
             until: When it is expected to end.
             drain_timeout: Seconds to wait for what is running.
-            workers: How many workers must have joined.
+            workers: As for ``drain``.
             stay_on_error: Keep maintenance on when the block fails.
 
         Raises:
@@ -270,27 +290,27 @@ class MaintenanceGuard:
             StoreError: If the store cannot be read or set.
         """
         return self._switch.maintenance(
-            Plan.spoken(drain_timeout, workers),
+            DrainOptions(timeout=drain_timeout, workers=workers),
             message=message,
             until=until,
             stay_on_error=stay_on_error,
         )
 
-    def wrap(self, app: ASGIApp) -> Door:
+    def wrap(self, app: ASGIApp) -> GuardedApp:
         """Put an application that no dependency reaches behind this guard.
 
-        ``app.mount("/static", guard.wrap(StaticFiles(directory="static")))``. Inside a
-        FastAPI application its exception handlers and middlewares see the answer.
+        ``app.mount("/static", guard.wrap(StaticFiles(directory="static")))``. Inside of
+        a FastAPI application, its exception handlers answer refused requests.
 
         Raises:
-            TypeError: If it is no ASGI application.
+            TypeError: If it is not an ASGI application.
         """
-        return Door(app, self, self._decision)
+        return GuardedApp(app, self, self._decision)
 
     def admit(self) -> AdmittedWork:
-        """Count work outside requests: a job, a consumer, a task.
+        """Count work outside of requests: a job, a consumer, a task.
 
-        Use it with ``with`` or ``async with``. It holds up a drain like a request does.
+        Use it with ``with`` or ``async with``. A drain waits for it as for a request.
 
         Raises:
             MaintenanceError: On entering, while maintenance is on.

@@ -3,22 +3,22 @@
 import asyncio
 import functools
 import inspect
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NoReturn, Protocol
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 from fastapi.params import Depends
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
-from ._checks import is_a, is_finite
+from ._checks import seconds
 from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
-from ._threads import ThreadLimit
-
-logger: logging.Logger = logging.getLogger("fastapi_maintenance")
+from .exemptions import ReadyMade
+from .log import logger
+from .worker import not_working_for_a_request
 
 ExemptHandler = Callable[..., object]
 """Called with the connection, a ``Request`` or a ``WebSocket``; ``True`` exempts.
@@ -31,20 +31,30 @@ ExemptHandlers = ExemptHandler | Depends | Sequence[ExemptHandler | Depends] | N
 THREADS: Final = 16
 """How many sync handlers run at once; endpoints have a pool of their own."""
 
-_limiters: Final = ThreadLimit("handlers", THREADS)
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance handlers")
 
 
-UNREAD: Final = "fastapi_maintenance.unread"
+def _own_limiter() -> anyio.CapacityLimiter:
+    """Return the limiter of the running event loop."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _limiter.set(limiter)
+        return limiter
 
 
-class Unread:
+NO_BODY: Final = "fastapi_maintenance.no_body"
+
+
+class NoBody:
     """Stands where a body would be, for handlers that are asked before it arrives.
 
-    It is both ``receive`` and ``send`` of a connection that a door makes, and in its
-    scope under ``UNREAD``.
+    It is ``receive`` and ``send`` of the connection that handlers are given outside of
+    an application, and stands in its scope under ``NO_BODY``.
 
     Attributes:
-        asked: Whether the present handler wanted it, which is enough not to exempt.
+        asked: Whether the present handler wanted the body, and so does not exempt.
     """
 
     def __init__(self) -> None:
@@ -58,13 +68,13 @@ class Unread:
         """
         self.asked = True
         raise RuntimeError(
-            "a door decides before the body arrives: exempt handlers can use headers,"
-            " cookies, the query and the path"
+            "the middleware and wrap decide before the body arrives: exempt handlers"
+            " can use headers, cookies, the query and the path"
         )
 
 
 class HandlerChain:
-    """The exempt handlers of a guard, in their order.
+    """The exempt handlers of a guard: ready-made ones first, then in their order.
 
     Args:
         handlers: One, several or none.
@@ -76,19 +86,20 @@ class HandlerChain:
     """
 
     def __init__(self, handlers: ExemptHandlers, timeout: float) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-            raise TypeError(f"handler_timeout must be seconds, not {timeout!r}")
-        if not is_finite(timeout) or timeout <= 0:
+        if not seconds(timeout, "handler_timeout"):
             raise ValueError(f"handler_timeout must be positive, not {timeout!r}")
         if handlers is None:
             listed: Sequence[ExemptHandler | Depends] = ()
         elif isinstance(handlers, Depends) or callable(handlers):
             listed = (handlers,)
-        elif is_a(handlers, str | bytes) or not is_a(handlers, Iterable):
-            raise TypeError(f"exempt_handler must be callable, not {handlers!r}")
         else:
-            listed = tuple(handlers)
-        self._handlers = [_Handler(handler, timeout) for handler in listed]
+            given: object = handlers
+            if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+                raise TypeError(f"exempt_handler must be callable, not {handlers!r}")
+            listed = tuple(given)
+        # They cost nothing, and must not wait for what others hang on.
+        ordered = sorted(listed, key=lambda one: not isinstance(one, ReadyMade))
+        self._handlers = [_Handler(handler, timeout) for handler in ordered]
 
     def __bool__(self) -> bool:
         return bool(self._handlers)
@@ -119,11 +130,12 @@ class _Handler:
             self._call = _Direct(handler)
 
     async def exempts(self, connection: HTTPConnection) -> bool:
-        unread: Unread | None = connection.scope.get(UNREAD)
+        unread: NoBody | None = connection.scope.get(NO_BODY)
         if unread is not None:
             unread.asked = False
         try:
-            with stacks_kept(connection.scope):
+            # A thread that hangs would hold up the drain of the request around it.
+            with stacks_kept(connection.scope), not_working_for_a_request():
                 answer = await _within(self._timeout, self._call(connection))
         except (HTTPException, WebSocketException, InvalidParametersError):
             # How a dependency says no to an anonymous client: not a failure.
@@ -137,7 +149,7 @@ class _Handler:
             self._note(TypeError(f"returned {kind}, not a bool; only True exempts"))
             return False
         if unread is not None and unread.asked:
-            self._note(RuntimeError("wanted a body that a door has not read"))
+            self._note(RuntimeError("wanted a body that has not arrived yet"))
             return False
         self._note(None)
         return answer is True
@@ -161,18 +173,18 @@ class _Direct:
     def __init__(self, handler: ExemptHandler) -> None:
         self._handler = handler
         # Only where to call it is told from the function; whether to await is not.
-        self._async = _looks_async(handler)
+        self._here = isinstance(handler, ReadyMade) or _looks_async(handler)
         self._running = threading.Semaphore(THREADS)
 
     async def __call__(self, connection: HTTPConnection) -> object:
-        if self._async:
+        if self._here:
             answer = self._handler(connection)
         else:
             (answer,) = await anyio.to_thread.run_sync(
                 self._in_thread,
                 connection,
                 abandon_on_cancel=True,
-                limiter=_limiters.own(),
+                limiter=_own_limiter(),
             )
         return await answer if inspect.isawaitable(answer) else answer
 
@@ -205,6 +217,9 @@ async def _within(seconds: float, work: Awaitable[object]) -> object:
         if not task.done():
             task.cancel()
             task.add_done_callback(_forget)
+    if task.cancelled():
+        # What it awaited was cancelled; this request was not.
+        raise RuntimeError("it was cancelled")
     return task.result()
 
 

@@ -1,6 +1,5 @@
 """What is covered: the truth behind ``routes`` and the warning at start-up."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,14 +9,13 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from ._fastapi import direct_dependencies
-from ._routing import Listed, layers, listed, router_of
+from ._fastapi import ListedRoute, direct_dependencies, routes_of, runs_dependencies
+from .asgi.resolve import layers, router_of
+from .asgi.wrap import GuardedApp
 from .decision import Decision
-from .door import Door
-from .exemptions import documents, has_mark, is_marked
+from .exemptions import documents, has_mark, inherits_mark, is_marked
 from .handlers import callable_name
-
-logger: logging.Logger = logging.getLogger("fastapi_maintenance")
+from .log import logger
 
 GUARDED: Final = "guarded"
 EXEMPT: Final = "exempt"
@@ -25,6 +23,7 @@ DOCUMENTATION: Final = "documentation"
 NOT_COVERED: Final = "not covered"
 
 _DEEPEST: Final = 32
+_NO_DEPENDENCIES: Final = "does not run its dependencies"
 
 _warned: Final[WeakSet[object]] = WeakSet()
 
@@ -57,7 +56,8 @@ class _Place:
         mount: The path of the outermost mount on the way, or "".
         app: The innermost Starlette or FastAPI application.
         home: Whether the routes are that application's own, not a mounted router's.
-        doors: The names of the guards whose doors are passed on the way.
+        marked: Whether that application is marked exempt.
+        around: What is passed on the way: "wrap NAME", "middleware NAME".
         depth: How many mounts deep; an application may be mounted in itself.
     """
 
@@ -65,7 +65,8 @@ class _Place:
     mount: str = ""
     app: object = None
     home: bool = False
-    doors: tuple[str, ...] = ()
+    marked: bool = False
+    around: tuple[str, ...] = ()
     depth: int = 0
 
 
@@ -77,91 +78,96 @@ def survey(app: object) -> list[Entry]:
 
     Returns:
         One entry for each route in the order of matching, included routers and
-        mounted applications too. What is mounted and has no routes of its own, as
-        static files, is one entry.
+        mounted applications too. What is mounted and has no routes of its own, such
+        as static files, is one entry.
     """
     return [entry for _, entry in _inside(app, _Place())]
 
 
-def warn_of_mounts(app: object) -> None:
-    """Log once for each application what is mounted in it and not covered."""
+def warn_of_uncovered(app: object) -> None:
+    """Log once for each application what its guards may be thought to cover."""
     if router_of(app) is None or app in _warned:
         return
     _warned.add(app)
-    found = _inside(app, _Place())
-    open_mounts = dict.fromkeys(
+    found = list(_inside(app, _Place()))
+    mounts = dict.fromkeys(
         mount for mount, entry in found if mount and entry.coverage == NOT_COVERED
     )
-    if open_mounts:
+    if mounts:
         logger.warning(
             "maintenance does not reach what is mounted at %s: dependencies never do;"
             ' use app.mount("...", guard.wrap(...)), or MaintenanceModeMiddleware, or'
             " mark it with maintenance_exempt(...)",
-            ", ".join(open_mounts),
+            ", ".join(mounts),
+        )
+    routes = dict.fromkeys(
+        entry.path for _, entry in found if entry.note.endswith(_NO_DEPENDENCIES)
+    )
+    if routes:
+        logger.warning(
+            "maintenance does not reach the routes at %s: their class does not run"
+            " dependencies; use MaintenanceModeMiddleware",
+            ", ".join(routes),
         )
 
 
 def _inside(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
-    doors = list(place.doors)
-    box = app
-    for box in layers(app):
-        doors += _door_of(box)
+    boxes = list(layers(app))
+    box = boxes[-1] if boxes else app
+    around = [*place.around, *map(_guarding, boxes)]
     router = router_of(box)
     if isinstance(box, Starlette):
         place = replace(place, app=box, home=True)
-        for middleware in box.user_middleware:
-            doors += _door_in(middleware)
+        around += map(_guarding_entry, box.user_middleware)
     else:
         place = replace(place, home=False)
-    place = replace(place, doors=tuple(dict.fromkeys(doors)), depth=place.depth + 1)
+    place = replace(
+        place,
+        marked=any(map(has_mark, boxes)) or (place.marked and inherits_mark(box)),
+        around=tuple(dict.fromkeys(filter(None, around))),
+        depth=place.depth + 1,
+    )
     if router is None or place.depth > _DEEPEST:
-        yield place.mount, _closed_box(app, box, place)
+        coverage = _best(place, guarded=False)
+        note = _joined(*place.around, type(box).__name__)
+        yield place.mount, Entry("Mount", (), place.prefix or "/", coverage, note)
         return
-    for route in listed(router):
+    for route in routes_of(router):
         if route.kind == "Mount":
             path = place.prefix + route.path
             below = replace(place, prefix=path, mount=place.mount or path or "/")
-            yield from _mounted(route.effective.app, below)
+            yield from _inside(route.effective.app, below)
         else:
             yield place.mount, _entry(route, place)
 
 
-def _mounted(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
-    if has_mark(app):
-        name = type(app).__name__
-        yield place.mount, Entry("Mount", (), place.prefix or "/", EXEMPT, name)
-        return
-    yield from _inside(app, place)
+def _best(place: _Place, *, guarded: bool) -> str:
+    if place.marked:
+        return EXEMPT
+    return GUARDED if guarded or place.around else NOT_COVERED
 
 
-def _closed_box(app: object, box: object, place: _Place) -> Entry:
-    coverage = GUARDED if place.doors else NOT_COVERED
-    if has_mark(app) or has_mark(box):
-        coverage = EXEMPT
-    note = _joined(_names("door", place.doors), type(box).__name__)
-    return Entry("Mount", (), place.prefix or "/", coverage, note)
-
-
-def _entry(route: Listed, place: _Place) -> Entry:
+def _entry(route: ListedRoute, place: _Place) -> Entry:
     effective = route.effective
-    calls = direct_dependencies(effective) if _runs_dependencies(route) else []
-    names = [_name_of(call) for call in calls]
+    calls = direct_dependencies(effective)
+    names = [_switch_of(call) for call in calls]
     guards = [name for name in names if name is not None]
+    run = runs_dependencies(effective)
     earlier = names.index(guards[0]) if guards else 0
+    coverage = _best(place, guarded=run and bool(guards))
     if route.kind == "HTTP" and _is_documentation(effective, place):
         coverage = DOCUMENTATION
     elif is_marked(getattr(effective, "endpoint", None), effective):
         coverage = EXEMPT
+    before = ", ".join(_depends(call) for call in calls[:earlier])
+    if guards and not run:
+        reason = f"{_class_of(effective)} {_NO_DEPENDENCIES}"
+    elif earlier and coverage == GUARDED:
+        reason = f"{before} run{'s' if earlier == 1 else ''} before the guard"
     else:
-        coverage = GUARDED if guards or place.doors else NOT_COVERED
-    note = _joined(
-        _names("guard", guards),
-        _names("door", place.doors),
-        f"{', '.join(_depends(call) for call in calls[:earlier])}"
-        f" run{'s' if earlier == 1 else ''} before the guard"
-        if earlier and coverage == GUARDED
-        else "",
-    )
+        reason = ""
+    guarding = f"guard {', '.join(guards)}" if guards and run else ""
+    note = _joined(guarding, *place.around, reason)
     return Entry(
         route.kind,
         tuple(sorted(getattr(effective, "methods", None) or ())),
@@ -179,36 +185,33 @@ def _is_documentation(effective: object, place: _Place) -> bool:
     )
 
 
-def _runs_dependencies(route: Listed) -> bool:
-    # FastAPI 0.138 lists a frontend's dependencies and does not run them.
-    return getattr(route.effective, "dependant", None) is not None
+def _class_of(effective: object) -> str:
+    return type(getattr(effective, "original_route", effective)).__name__
 
 
-def _name_of(thing: object) -> str | None:
-    """Return the name of the switch if a guard, or a door of one, is given."""
+def _switch_of(thing: object) -> str | None:
+    """Return the name of the switch of a guard, or of what it wraps."""
     decision = getattr(thing, "_decision", None)
     return decision.switch.name if isinstance(decision, Decision) else None
 
 
-def _door_of(layer: object) -> list[str]:
-    name = _name_of(layer)
-    return [] if name is None else [name]
+def _guarding(layer: object) -> str:
+    if not isinstance(layer, GuardedApp):
+        return ""
+    kind = "wrap" if type(layer) is GuardedApp else "middleware"
+    return f"{kind} {_switch_of(layer)}"
 
 
-def _door_in(entry: Middleware) -> list[str]:
-    if not (isinstance(entry.cls, type) and issubclass(entry.cls, Door)):
-        return []
+def _guarding_entry(entry: Middleware) -> str:
+    if not (isinstance(entry.cls, type) and issubclass(entry.cls, GuardedApp)):
+        return ""
     guard = entry.args[0] if entry.args else entry.kwargs.get("guard")
     # One without a guard makes its own, of its options.
-    return [_name_of(guard) or str(entry.kwargs.get("name", "default"))]
+    return f"middleware {_switch_of(guard) or entry.kwargs.get('name', 'default')}"
 
 
 def _depends(call: object) -> str:
     return f"Depends({callable_name(call)})"
-
-
-def _names(what: str, names: list[str] | tuple[str, ...]) -> str:
-    return f"{what} {', '.join(names)}" if names else ""
 
 
 def _joined(*parts: str) -> str:

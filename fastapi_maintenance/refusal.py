@@ -1,17 +1,32 @@
 """The answer to a refused client: the error, its headers, its OpenAPI form."""
 
+import math
+from datetime import datetime
 from typing import Any, Final, NoReturn
 
 from fastapi import HTTPException
 from fastapi.exceptions import WebSocketException
+from pydantic import BaseModel, Field
 
 from ._fastapi import Scope
-from .state import LONGEST_WAIT, MaintenanceState
+from .state import MaintenanceState
 
 DEFAULT_DETAIL: Final = "Service temporarily unavailable due to maintenance"
 
+LONGEST_WAIT: Final = 86_400
+"""The largest ``Retry-After`` in seconds; clients really sleep that long."""
+
 _DENIAL: Final = "websocket.http.response"
-_PROBERS: Final = (b"kube-probe/", b"ELB-HealthChecker/", b"GoogleHC/")
+_PROBERS: Final = (
+    b"kube-probe/",
+    b"ELB-HealthChecker/",
+    b"GoogleHC/",
+    b"Envoy/HC",
+    b"Consul Health Check",
+    b"Amazon-Route53-Health-Check-Service",
+    b"Blackbox Exporter/",
+    b"Prometheus/",
+)
 _TRY_AGAIN_LATER: Final = 1013
 
 
@@ -48,7 +63,7 @@ class MaintenanceError(HTTPException):
                 f" {retry_after!r}"
             )
         self.state: MaintenanceState = (
-            MaintenanceState(active=True) if state is None else state
+            MaintenanceState(enabled=True) if state is None else state
         )
         self.retry_after = retry_after
         super().__init__(
@@ -60,6 +75,34 @@ class MaintenanceError(HTTPException):
                 "Cache-Control": "no-store",
             },
         )
+
+
+class MaintenanceResponse(BaseModel):
+    """The body of a refusal."""
+
+    detail: str = Field(description="Why, in one line")
+
+
+def seconds_to_wait(
+    state: MaintenanceState, now: datetime, default: int, spread: float = 0.0
+) -> int:
+    """Return how long a refused client is asked to wait.
+
+    Args:
+        state: The state that refuses.
+        now: The time to judge by.
+        default: Seconds if the state names neither an end that is ahead nor a
+            ``retry_after``.
+        spread: The fraction by which it is lengthened.
+
+    Returns:
+        From 1 to 86400: a zero would invite clients to try in a loop.
+    """
+    if state.until is not None and state.until > now:
+        seconds = math.ceil((state.until - now).total_seconds())
+    else:
+        seconds = default if state.retry_after is None else state.retry_after
+    return max(1, min(seconds + int(seconds * spread), LONGEST_WAIT))
 
 
 def prober_of(scope: Scope) -> str | None:
@@ -81,7 +124,7 @@ def fraction(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, as 0.1, not {value!r}")
+        raise ValueError(f"{name} must be from 0 to 1, such as 0.1, not {value!r}")
     return float(value)
 
 
@@ -102,29 +145,18 @@ def refuse(scope: Scope, error: MaintenanceError) -> NoReturn:
 def openapi_responses(detail: str) -> dict[int | str, dict[str, Any]]:
     """Return what documents the 503, for ``FastAPI(responses=...)``.
 
-    The type is the one of FastAPI's own ``responses`` parameter.
+    The type is the one of FastAPI's own ``responses`` parameter. The model has a name,
+    so that a schema and a generated client have it once.
     """
-    schema = {
-        "type": "object",
-        "title": "MaintenanceResponse",
-        "required": ["detail"],
-        "properties": {"detail": {"type": "string", "title": "Detail"}},
+    header = {
+        "description": "Seconds after which to try again",
+        "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_WAIT},
     }
     return {
         503: {
+            "model": MaintenanceResponse,
             "description": "Under maintenance; try again later",
-            "headers": {
-                "Retry-After": {
-                    "description": "Seconds after which to try again",
-                    "schema": {
-                        "type": "integer",
-                        "minimum": 1,
-                        "maximum": LONGEST_WAIT,
-                    },
-                }
-            },
-            "content": {
-                "application/json": {"schema": schema, "example": {"detail": detail}}
-            },
+            "headers": {"Retry-After": header},
+            "content": {"application/json": {"example": {"detail": detail}}},
         }
     }

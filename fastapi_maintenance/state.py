@@ -1,262 +1,244 @@
-"""What an operator has set: an immutable value, its JSON form and its arithmetic."""
+"""What an operator has set: an immutable value, its JSON form, and its phases."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Final, Literal, NoReturn
+from typing import Annotated, Final, Literal, NoReturn, Self
 
-from ._checks import check_aware, check_text, is_a
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
-Phase = Literal["off", "scheduled", "in force", "ending", "ended"]
+from ._checks import check_text, seconds_or_none
+
+Phase = Literal["off", "scheduled", "in force", "overdue", "ended"]
+"""``overdue``: the announced end has passed, and the state waits for ``off``."""
 
 VERSION: Final = 1
 """The version of the JSON form that this release writes and fully understands."""
 
 EPOCH_LIMIT: Final = 1 << 53
-"""Epochs stay below this: JSON readers and Lua hold numbers as doubles."""
-
-LONGEST_WAIT: Final = 86_400
-"""The largest ``Retry-After`` in seconds; clients really sleep that long."""
+"""Epochs stay below this: many JSON readers hold numbers as doubles."""
 
 OPERATOR: Final = "operator"
 """The holder's name of a person's own ``on`` beside the holds of programs."""
 
-CLOSE_AFTER: Final = "close_after"
-"""The key in ``extra`` of an order to close what is long: seconds, for one drain."""
-
-_SIZE_LIMIT: Final = 64 * 1024
+SIZE_LIMIT: Final = 64 * 1024
+"""Bytes of a stored state."""
 
 
 class StateFormatError(ValueError):
     """A document is not a maintenance state."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaintenanceState:
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is outside of the calendar") from None
+
+
+def _one_line(text: str) -> str:
+    check_text(text, "the text")
+    return text
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Line = Annotated[str, AfterValidator(_one_line)]
+
+
+class MaintenanceState(BaseModel):
     """What an operator has set: on or off, since when, until when, and why.
 
+    Keys that this release does not know are kept, for releases that do.
+
     Attributes:
-        epoch: The number of this publication; grows with each one.
-        active: Whether maintenance is on, now or in the announced window.
-        since: When it begins or began.
-        begun: Published as in force at once, so that no worker's clock has a
-            say in it. Without it, ``since`` is the start of a planned window.
-        until: The announced end. It feeds ``Retry-After``; it opens only
-            with ``auto_off``.
+        epoch: The number of this publication. It grows with each one.
+        tag: A random mark of this publication, which tells equal epochs of two
+            histories apart.
+        version: The version of the JSON form. A version that this release does not know
+            refuses every guarded request while ``enabled``.
+        enabled: Whether maintenance is on, now or in the planned window.
+        since: When it began; when it ended, if it is off.
+        starts_at: A planned start. None once it is in force for certain: published so,
+            or confirmed by a drain.
+        until: The announced end. It feeds ``Retry-After`` and opens nothing, unless
+            ``auto_off`` is set.
         auto_off: Open by the clock when ``until`` has passed.
         message: What refused clients read; one line.
         retry_after: Seconds for ``Retry-After`` while no end is ahead.
         read_only: Let GET, HEAD and OPTIONS through.
         actor: Who published it.
         holders: Who keeps maintenance on; it opens when the last one leaves.
-        bypass: ``sha256:`` and the digest of the operators' token, never the
-            token itself.
-        version: The version of the JSON form it was read from. One that this
-            release does not know blocks everything guarded while ``active``.
-        extra: Keys that this release does not know, kept for those that do.
+        close_after: Seconds after which requests from before this publication are asked
+            to end.
+        bypass: ``sha256:`` and the digest of the operators' token, never the token. It
+            is left out when the model is serialised; ``to_json`` has it.
 
     Raises:
-        ValueError: If a time has no zone, the end is not after the start,
-            ``auto_off`` has no end, a number is negative or beyond its limit, or a
-            text cannot be shown on one line.
-        TypeError: If a field has another type than documented.
+        ValueError: If a time has no zone, the end is not after the start, ``auto_off``
+            has no end, a number is out of range, or a text is not one line. Pydantic's
+            ``ValidationError`` is one.
+
+    Examples:
+        >>> MaintenanceState(enabled=True, message="Back at noon").enabled
+        True
     """
 
-    epoch: int = 0
-    active: bool = False
-    since: datetime | None = None
-    begun: bool = False
-    until: datetime | None = None
-    auto_off: bool = False
-    message: str | None = None
-    retry_after: int | None = None
-    read_only: bool = False
-    actor: str | None = None
-    holders: tuple[str, ...] = ()
-    bypass: str | None = None
-    version: int = VERSION
-    extra: Mapping[str, object] = field(default_factory=dict, hash=False)
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
-    def __post_init__(self) -> None:  # noqa: C901  # a list of checks
-        # The value is shared between threads; what it was made from may change.
-        object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
-        for name in ("active", "begun", "auto_off", "read_only"):
-            if type(getattr(self, name)) is not bool:
-                raise TypeError(
-                    f"{name} must be True or False, not {getattr(self, name)!r}"
-                )
-        if type(self.epoch) is not int:
-            raise TypeError(f"epoch must be an integer, not {self.epoch!r}")
-        if not 0 <= self.epoch < EPOCH_LIMIT:
-            raise ValueError(f"epoch must be from 0 to 2**53 - 1, not {self.epoch!r}")
-        if self.retry_after is not None and type(self.retry_after) is not int:
-            raise TypeError(
-                f"retry_after must be whole seconds, not {self.retry_after!r}"
-            )
-        if self.retry_after is not None and self.retry_after < 0:
-            raise ValueError(
-                f"retry_after must not be negative, not {self.retry_after!r}"
-            )
-        for name in ("since", "until"):
-            check_aware(getattr(self, name), name)
-        for name in ("message", "actor", "bypass"):
-            check_text(getattr(self, name), name)
-        if not is_a(self.holders, tuple) or None in self.holders:
-            raise TypeError(f"holders must be a tuple of names, not {self.holders!r}")
-        for holder in self.holders:
-            check_text(holder, "holder")
-        if (
-            self.since is not None
-            and self.until is not None
-            and self.until <= self.since
-        ):
+    epoch: int = Field(default=0, ge=0, lt=EPOCH_LIMIT)
+    tag: str = Field(default="", max_length=64)
+    version: int = VERSION
+    enabled: bool = False
+    since: Moment | None = None
+    starts_at: Moment | None = None
+    until: Moment | None = None
+    auto_off: bool = False
+    message: Line | None = None
+    retry_after: int | None = Field(default=None, ge=0, le=10**9)
+    read_only: bool = False
+    actor: Line | None = None
+    holders: tuple[Line, ...] = ()
+    close_after: Annotated[float | None, AfterValidator(seconds_or_none)] = None
+    bypass: Line | None = Field(default=None, exclude=True)
+
+    # Another release's document, which is written back as it was read.
+    _document: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        begin = self.starts_at or self.since
+        if self.enabled and begin and self.until and self.until <= begin:
             raise ValueError(
                 f"until ({self.until.isoformat()}) must be later than the start"
-                f" ({self.since.isoformat()})"
+                f" ({begin.isoformat()})"
             )
         if self.auto_off and self.until is None:
             raise ValueError("auto_off needs an end: give until as well")
+        return self
 
     def in_force(self, now: datetime) -> bool:
-        """Tell whether guarded requests are to be refused at a moment.
+        """Tell whether guarded requests are refused at a moment.
 
         Args:
-            now: The reading of the clock, so that callers own time.
+            now: The time to judge by, with a time zone.
 
         Raises:
             ValueError: If ``now`` has no time zone.
         """
-        if not self.active:
+        if not self.enabled:
             return False
         if self.version != VERSION:
             return True
-        check_aware(now, "now")
-        if not self.begun and self.since is not None and now < self.since:
+        if now.utcoffset() is None:
+            raise ValueError(f"now has no time zone: {now.isoformat()}; add tzinfo")
+        if self.starts_at is not None and now < self.starts_at:
             return False
         return not (self.auto_off and self.until is not None and self.until <= now)
 
     @property
-    def timed(self) -> bool:
-        """Whether a clock has a say in it: a planned start, or an end that opens."""
-        return self.auto_off or (self.since is not None and not self.begun)
+    def needs_clock(self) -> bool:
+        """Whether the time decides: a planned start, or an end that opens."""
+        return self.starts_at is not None or self.auto_off
 
-    def wait_seconds(self, now: datetime, default: int) -> int:
-        """Return how long a refused client is asked to wait.
-
-        Args:
-            now: The reading of the clock.
-            default: Seconds used when the state names neither an end that is
-                ahead nor a ``retry_after``.
-
-        Returns:
-            From 1 to 86400: a zero would invite clients to hammer the door.
-        """
-        if self.until is not None and self.until > now:
-            seconds = math.ceil((self.until - now).total_seconds())
-        else:
-            seconds = default if self.retry_after is None else self.retry_after
-        return max(1, min(seconds, LONGEST_WAIT))
-
-    def but(self, **changes: object) -> MaintenanceState:
-        """Return this state with some fields replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]  # checked at run time
-
-    def to_json(self) -> str:
-        """Return the documented JSON form, unknown keys included."""
-        known: dict[str, object] = {"version": self.version}
-        for name in _KNOWN:
-            value = getattr(self, name)
-            if isinstance(value, datetime):
-                value = value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-            known[name] = value
-        return json.dumps({**known, **self.extra}, ensure_ascii=False, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, document: str | bytes) -> MaintenanceState:
-        """Read the JSON form.
+    def phase(self, now: datetime) -> Phase:
+        """Return which part of its life the state is in.
 
         Raises:
-            StateFormatError: If the document is not a state: not UTF-8, not
-                one JSON object, a key twice, a value of another type than
-                documented, or over 64 KiB. It is the only exception.
+            ValueError: If ``now`` has no time zone.
         """
-        try:
-            return cls._from_mapping(_parse(document))
-        except StateFormatError:
-            raise
-        except (ValueError, TypeError, RecursionError, OverflowError) as error:
-            raise StateFormatError(str(error) or type(error).__name__) from error
+        if not self.enabled:
+            return "off"
+        in_force = self.in_force(now)
+        over = self.until is not None and self.until <= now
+        if in_force:
+            return "overdue" if over else "in force"
+        return "ended" if over else "scheduled"
+
+    def replace(self, **changes: object) -> Self:
+        """Return this state with some fields replaced, and validated again.
+
+        Raises:
+            ValueError: If the new state cannot be.
+        """
+        # ``bypass`` is excluded from every dump, so the values are read directly.
+        values = {**dict(self), **(self.model_extra or {}), **changes}
+        return type(self)(**values)
+
+    def to_json(self) -> str:
+        """Return the form that stores keep: all fields and all unknown keys."""
+        if self._document is not None:
+            return self._document
+        values = self.model_dump(mode="json") | {"bypass": self.bypass}
+        return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
-    def _from_mapping(cls, values: dict[str, object]) -> MaintenanceState:
-        if type(values.get("active")) is not bool:
-            raise StateFormatError(
-                f'"active" must be true or false, not {values.get("active")!r}'
-            )
-        version = values.pop("version", VERSION)
-        if type(version) is not int:
-            raise StateFormatError(f'"version" must be an integer, not {version!r}')
-        if version != VERSION:
-            # A newer release wrote it: only what is certain is read, and
-            # everything else is kept for a reader that understands it.
-            certain = {
-                name: values.pop(name) for name in ("active", "epoch") if name in values
-            }
-            return cls(**certain, version=version, extra=values)  # type: ignore[arg-type]  # checked in __post_init__
-        known = {name: values.pop(name) for name in _KNOWN if name in values}
-        for name in ("since", "until"):
-            if known.get(name) is not None:
-                known[name] = _moment(known[name], name)
-        known["holders"] = _strings(known.get("holders", []))
-        return cls(**known, extra=values)  # type: ignore[arg-type]  # checked in __post_init__
+    def from_json(cls, document: str | bytes) -> Self:
+        """Read the form that stores keep.
 
-
-_KNOWN: Final = tuple(
-    item.name
-    for item in fields(MaintenanceState)
-    if item.name not in {"version", "extra"}
-)
-
-
-def phase(state: MaintenanceState, now: datetime) -> Phase:
-    """Return where in its life a state is.
-
-    ``ending``: its announced end has passed, and it waits for a person to open.
-    """
-    if not state.active:
-        return "off"
-    over = state.until is not None and state.until <= now
-    if state.in_force(now):
-        return "ending" if over else "in force"
-    return "ended" if over else "scheduled"
+        Raises:
+            StateFormatError: If the document is not a state: not UTF-8, not one JSON
+                object, a key that appears twice, a value of another type than
+                documented, or more than 64 KiB. No other exception is raised.
+        """
+        try:
+            text, values = _parse(document)
+            if values.get("version", VERSION) == VERSION:
+                return cls.model_validate_json(text)
+            # Of a newer form only these are certain. The rest is kept as it is.
+            known = {"version", "enabled", "epoch", "tag"} & values.keys()
+            state = cls.model_validate({name: values[name] for name in known})
+        except StateFormatError:
+            raise
+        except ValidationError as error:
+            raise StateFormatError(_first_problem(error)) from None
+        except (ValueError, RecursionError) as error:
+            raise StateFormatError(str(error) or type(error).__name__) from error
+        state._document = text  # noqa: SLF001  # its own class
+        return state
 
 
 def next_epoch(*known: int) -> int:
-    """Return an epoch larger than all that are known.
+    """Return an epoch that is larger than all known ones.
 
-    It starts from the clock's milliseconds only so that a store that lost its
-    data does not begin below what workers remember; the order never rests on it.
+    It starts from the clock, so that a store that has lost its data does not begin
+    below what workers remember. The order of epochs never depends on the clock.
+
+    Raises:
+        ValueError: If there is no larger one, after an epoch that was written by hand.
     """
-    return max(int(time.time() * 1000), *(epoch + 1 for epoch in known))
+    epoch = max(int(time.time() * 1000), *(number + 1 for number in known))
+    if epoch >= EPOCH_LIMIT:
+        raise ValueError(
+            f"no epoch is larger than {epoch - 1}; remove the one that was written by"
+            " hand from the stored state, and restart the workers"
+        )
+    return epoch
 
 
-def _parse(document: str | bytes) -> dict[str, object]:
-    if len(document) > _SIZE_LIMIT:
-        raise StateFormatError(f"more than {_SIZE_LIMIT} bytes")
+def _parse(document: str | bytes) -> tuple[str, dict[str, object]]:
+    if len(document) > SIZE_LIMIT:
+        raise StateFormatError(f"more than {SIZE_LIMIT} bytes")
     text = document.decode("utf-8") if isinstance(document, bytes) else document
     values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     if not isinstance(values, dict):
         raise StateFormatError(f"not a JSON object but {type(values).__name__}")
-    # What could not be written back, as half of a pair or a number without an end,
-    # could not be switched off.
+    if "enabled" not in values:
+        raise StateFormatError('the key "enabled" is missing: true or false')
+    # Whatever cannot be written back, such as half of a surrogate pair, could not be
+    # switched off either.
     json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
-    return values
+    return text, values
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -270,16 +252,7 @@ def _no_constant(name: str) -> NoReturn:
     raise StateFormatError(f"{name} is not JSON")
 
 
-def _moment(value: object, name: str) -> datetime:
-    if not isinstance(value, str):
-        raise StateFormatError(f'"{name}" must be an ISO 8601 time, not {value!r}')
-    moment = datetime.fromisoformat(value)
-    if moment.utcoffset() is not None:
-        moment.astimezone(UTC)  # Beyond the last year, it could not be written back.
-    return moment
-
-
-def _strings(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise StateFormatError(f'"holders" must be a list of strings, not {value!r}')
-    return tuple(value)
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else problem["msg"]

@@ -1,42 +1,127 @@
-"""Both sides of the switch: setting the state, fencing it, and counting work.
+"""The operator's side of a switch: set the state, wait until it is drained.
 
-It knows no HTTP: the guard, the command line and the control router stand on it.
+It knows no HTTP: the guard, the command line and the control router use it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
-from ._checks import check_text
-from ._threads import ThreadLimit
-from .fence import DrainError, DrainReport
-from .orders import Order, default_actor, durable, joined, left, new_holder, opened
+from ._checks import check_text, seconds
+from .changes import (
+    Changes,
+    EnableOptions,
+    default_actor,
+    is_no_looser,
+    new_holder,
+    published,
+)
+from .fence import (
+    SETTLING,
+    DrainError,
+    DrainReport,
+    Fence,
+    Roster,
+    Verdict,
+    WorkerReport,
+    has_acknowledged,
+)
+from .keeper import keeper_of, remove_dead
+from .log import logger
 from .state import MaintenanceState
-from .stores import FencedStore, Store, check_name, is_fenced
-from .stores._admission import own_counts
-from .stores._polled import INTERVAL, PolledStore
-from .stores._worker import Worker
-from .waiting import Fenced, Look, Plan, wait_until_drained
+from .stores import (
+    Store,
+    StoreError,
+    TemporaryStoreError,
+    check_name,
+    is_in_process,
+    is_local,
+    poll_interval,
+)
+from .worker import Worker
 
 Clock = Callable[[], datetime]
+ProgressCallback = Callable[[Roster, Verdict], None]
+"""Called with each look of a drain, to show it."""
 
-# Joining may wait for a network, and must not take the threads of endpoints.
-_joiners: Final = ThreadLimit("joining", 4)
+LOOK_INTERVAL: Final = 0.02
+"""Seconds between two looks of a drain, at a store in a directory."""
+
+REMOTE_LOOK_INTERVAL: Final = 0.05
+"""The same for a store on a server."""
+
+ACKNOWLEDGE: Final = 1.0
+"""Seconds for which a publication is waited for, or three ticks of the store."""
+
+OUTAGE: Final = 10.0
+"""Seconds of an outage of the store that a drain and a start outlive."""
+
+T = TypeVar("T")
 
 
 class _MovedOnError(Exception):
-    """Somebody has published since."""
+    """Another state was published."""
 
 
 def utc_now() -> datetime:
     """Return the present moment, aware."""
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainOptions:
+    """How long, and for whom, a drain waits.
+
+    Attributes:
+        timeout: Seconds; 0 looks once.
+        workers: How many workers must have joined; None trusts the roster.
+        close_after: Seconds after which older requests are asked to end.
+
+    Raises:
+        ValueError: If a number is negative, not finite or not whole.
+        TypeError: If a number of seconds is no number.
+    """
+
+    timeout: float = 30.0
+    workers: int | None = None
+    close_after: float | None = None
+
+    def __post_init__(self) -> None:
+        seconds(self.timeout, "timeout")
+        if self.close_after is not None:
+            seconds(self.close_after, "close_after")
+        if self.workers is not None and (
+            type(self.workers) is not int or self.workers < 0
+        ):
+            raise ValueError(
+                f"workers must be a whole number, 0 or more, not {self.workers!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What was published, and what stood before it.
+
+    Attributes:
+        state: The published state.
+        before: The state that it replaced; None where nothing was stored.
+        roster: The workers from before the publication; None if the store keeps none.
+        holder: The name under which it is held, if it is.
+    """
+
+    state: MaintenanceState
+    before: MaintenanceState | None
+    roster: Roster | None
+    holder: str | None = None
 
 
 class Switch:
@@ -45,181 +130,412 @@ class Switch:
     Args:
         store: Where the state lives.
         name: Which switch of the store.
+
+    Attributes:
+        settling: Seconds that a new roster is given for workers of an older one.
     """
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name: str = check_name(name)
-        self.source: FencedStore = (
-            store if is_fenced(store) else PolledStore(store)  # type: ignore[assignment]  # is_fenced looked
-        )
-        self.polled: PolledStore | None = (
-            self.source if isinstance(self.source, PolledStore) else None
-        )
-        self.worker: Worker = self.source.worker(name)
+        self.keeper = keeper_of(store)
+        self._kept = self.keeper.switch(name)
+        self.worker: Worker = self._kept.worker
         self.clock: Clock = utc_now
+        self.settling: float = SETTLING
 
     @property
     def state(self) -> MaintenanceState:
-        """The last state this worker knows; else what the store can say at once.
+        """The last state that this worker knows; else what a local store has.
 
         Raises:
-            StoreError: If it can say nothing without waiting.
+            StoreError: If nothing can be said without waiting.
         """
-        if not self.worker.joined:
-            return self.source.peek(self.name)
-        self.worker.refresh()
-        return self.worker.state
+        if self.worker.joined:
+            return self.worker.state
+        if is_local(self.store):
+            return self.store.read(self.name) or MaintenanceState()
+        raise StoreError(
+            f"{self.worker.title} has not been read yet; use"
+            " FastAPI(lifespan=guard.lifespan), so that a worker joins at its start"
+        )
 
     def in_force(self, state: MaintenanceState) -> bool:
         """Tell whether a state refuses requests at this moment."""
-        if not state.timed:
-            return state.active
+        if not state.needs_clock:
+            return state.enabled
         return state.in_force(self.clock())
 
+    def join_now(self) -> None:
+        """Join the store in this thread.
+
+        Raises:
+            StoreError: If the store cannot be reached.
+        """
+        self._kept.join()
+
     async def join(self, patience: float = 2.0) -> None:
-        """Be ready to decide: join the store, or read it again when it is overdue.
+        """Join the store, if this worker has not.
+
+        Args:
+            patience: Seconds to wait for a store that does not answer.
 
         Raises:
             StoreError: If this worker has never known a state and cannot now.
         """
-        if self.polled is not None and not self.polled.worker(self.name).fresh:
-            await self.polled.refresh(self.name)
-        if not self.worker.joined:
-            await anyio.to_thread.run_sync(
-                self.worker.join,
-                patience,
-                limiter=_joiners.own(),
-                abandon_on_cancel=True,
-            )
+        if self.worker.joined:
+            return
+        if is_in_process(self.store):
+            self._kept.join()
+            return
+        with anyio.move_on_after(patience) as scope:
+            await _in_thread(self._kept.join)
+        if scope.cancelled_caught and not self.worker.joined:
+            raise StoreError(f"{self.worker.title} has not answered for {patience:g} s")
 
     @asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
-        """Be a worker for the time of the block, and leave cleanly after it.
+        """Be a worker for the time of the block, and leave in order after it.
 
         Raises:
-            StoreError: If the store cannot be reached within 10 seconds.
+            StoreError: If the store cannot be reached for 10 seconds.
         """
-        if self.polled is not None:
-            await self.join()
-            failure: Exception | None = None
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._poll, self.polled)
-                try:
-                    yield
-                except Exception as error:  # noqa: BLE001  # a group would wrap it
-                    failure = error
-                group.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
-            return
-        await anyio.to_thread.run_sync(self.worker.enter, limiter=_joiners.own())
+        await self._retry(self._kept.enter)
         try:
             yield
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(
-                    self.worker.leave, limiter=_joiners.own()
-                )
+                await _in_thread(self._kept.leave)
 
-    async def _poll(self, source: PolledStore) -> None:
-        while True:
-            await anyio.sleep(INTERVAL / 2)
-            await source.refresh(self.name)
+    async def read(self) -> MaintenanceState:
+        """Return the stored state; off where nothing is stored.
 
-    async def enable(self, order: Order) -> MaintenanceState:
-        """Publish what an operator asks for.
+        Raises:
+            StoreError: If it cannot be read.
+        """
+        return await _in_thread(self.store.read, self.name) or MaintenanceState()
+
+    async def roster(self) -> Roster | None:
+        """Return who has joined, or None for a store that keeps no reports.
+
+        Workers that are proven dead are taken off the list.
+
+        Raises:
+            StoreError: If that cannot be read.
+        """
+        fence = self.keeper.fence
+        if fence is None:
+            return None
+        if is_in_process(self.store):
+            await _in_thread(self.keeper.look)
+        roster = await _in_thread(fence.roster, self.name)
+        if any(worker.liveness == "dead" for worker in roster.workers):
+            await _in_thread(remove_dead, fence, self.name)
+        return roster
+
+    async def forget(self, worker: str) -> None:
+        """Take a worker off the list, that a person knows to be gone for good.
+
+        Raises:
+            StoreError: If that cannot be stored, or the store keeps no reports.
+        """
+        if self.keeper.fence is None:
+            raise StoreError(f"{self.worker.title} keeps no list of workers")
+        await _in_thread(self.keeper.fence.remove, self.name, worker)
+
+    async def enable(
+        self, options: EnableOptions, acknowledge: float | None = None
+    ) -> Publication:
+        """Publish what an operator asks for, and wait until workers have seen it.
 
         Raises:
             StoreError: If the store cannot be set, or others hold it.
+            ValueError: If the start or the end has passed.
         """
-        return await self.source.publish(
-            self.name, lambda before: order.applied(before, self.clock())
+        if acknowledge is not None:
+            seconds(acknowledge, "acknowledge")
+        publication = await self.publish(
+            lambda before: Changes(now=self.clock()).turn_on(before, options)
         )
+        await self.acknowledged(publication.state, acknowledge)
+        return publication
 
     async def disable(
-        self, *, actor: str | None = None, force: bool = False
-    ) -> MaintenanceState:
-        """Open again.
+        self,
+        *,
+        actor: str | None = None,
+        force: bool = False,
+        acknowledge: float | None = None,
+    ) -> Publication:
+        """Open again, and wait until workers have seen it.
 
         Raises:
             HeldError: If others hold it on, unless ``force``.
             StoreError: If the store cannot be set.
         """
-        check_text(actor, "actor")
-        return await self.source.publish(
-            self.name,
-            lambda before: opened(before, self.clock(), actor=actor, force=force),
+        if actor is not None:
+            check_text(actor, "actor")
+        if acknowledge is not None:
+            seconds(acknowledge, "acknowledge")
+        publication = await self.publish(
+            lambda before: Changes(now=self.clock()).turn_off(
+                before, actor=actor, force=force
+            )
         )
+        await self.acknowledged(publication.state, acknowledge)
+        return publication
+
+    async def publish(
+        self,
+        change: Callable[[MaintenanceState | None], MaintenanceState],
+        holder: str | None = None,
+    ) -> Publication:
+        """Publish a change under an epoch above all that workers report.
+
+        Raises:
+            StoreError: If the store cannot be set.
+            Exception: What ``change`` raises.
+        """
+        roster = None
+        try:
+            roster = await self.roster()
+        except StoreError as error:
+            # The state matters more, and a drain says the same again.
+            logger.warning("maintenance: the workers cannot be read: %s", error)
+        known = [worker.seen for worker in roster.workers] if roster else []
+        found: list[MaintenanceState | None] = []
+
+        def remembering(before: MaintenanceState | None) -> MaintenanceState:
+            found.append(before)
+            return change(before)
+
+        state = await _in_thread(
+            self.store.publish,
+            self.name,
+            published(remembering, above=[*known, self.worker.state.epoch]),
+        )
+        if is_in_process(self.store):
+            await _in_thread(self.keeper.look)
+        elif self.worker.joined:
+            self.keeper.wake()
+        return Publication(state=state, before=found[-1], roster=roster, holder=holder)
+
+    async def acknowledged(
+        self, state: MaintenanceState, patience: float | None = None
+    ) -> list[WorkerReport]:
+        """Wait until every worker that is not proven dead has adopted a state.
+
+        Args:
+            state: What was published.
+            patience: Seconds; None is one, or three ticks of the store.
+
+        Returns:
+            Who has not. They are named in a warning, too.
+        """
+        if patience is None:
+            patience = max(ACKNOWLEDGE, 3 * poll_interval(self.store))
+        if not seconds(patience, "acknowledge"):
+            return []
+        limit = time.monotonic() + patience
+        while True:
+            missing = await self._not_acknowledged(state)
+            if not missing or time.monotonic() >= limit:
+                break
+            await anyio.sleep(self._look_interval)
+        if missing:
+            logger.warning(
+                "maintenance: %s: epoch %d is not acknowledged by %s",
+                self.worker.title,
+                state.epoch,
+                ", ".join(worker.name for worker in missing),
+            )
+        return missing
+
+    async def _not_acknowledged(self, state: MaintenanceState) -> list[WorkerReport]:
+        if self.keeper.fence is None:
+            worker = self.worker
+            waits = worker.joined and worker.state.epoch < state.epoch
+            return [worker.report()] if waits else []
+        try:
+            roster = await self.roster()
+        except StoreError:
+            return []  # Nobody can tell; ``publish`` has warned.
+        living = roster.living if roster is not None else ()
+        return [worker for worker in living if not has_acknowledged(worker, state)]
 
     async def drain(
         self,
-        plan: Plan,
+        options: DrainOptions,
         *,
-        order: Order | None = None,
-        look: Look | None = None,
+        enable: EnableOptions | None = None,
+        progress: ProgressCallback | None = None,
     ) -> DrainReport:
         """Publish a new epoch and wait until no older request is running.
 
         Args:
-            plan: How long and for whom to wait.
-            order: What to publish; by default the present state once more.
-            look: Called with each look, to show it.
+            options: How long and for whom to wait.
+            enable: What to publish; by default the present state once more.
+            progress: Called with each look.
 
         Raises:
-            FenceRefusedError: If the state to fence is off, planned or could open
-                by the clock.
+            CannotDrainError: If the state is off, planned, or could open by the clock.
             StoreError: If the store cannot be read or set.
         """
-        return await self.wait(await self.fence(plan, order), plan, look=look)
+        publication = await self.publish_to_drain(options, enable)
+        return await self.wait(publication, options, progress=progress)
 
-    async def fence(
-        self, plan: Plan, order: Order | None = None, *, holder: str | None = None
-    ) -> Fenced:
-        """Publish a new epoch in the form that can be fenced.
+    async def publish_to_drain(
+        self,
+        options: DrainOptions,
+        enable: EnableOptions | None = None,
+        *,
+        holder: str | None = None,
+    ) -> Publication:
+        """Publish a new epoch in the form that can be drained.
 
         Args:
-            plan: How long and for whom the wait will be.
-            order: What to publish; by default the present state once more.
+            options: How long and for whom the wait will be.
+            enable: What to publish; by default the present state once more.
             holder: Hold it under this name, beside those who hold it already.
 
         Raises:
-            FenceRefusedError: If the state to fence is off, planned or could open
-                by the clock; nothing has changed then.
+            CannotDrainError: If the state is off, planned, or could open by the clock;
+                nothing has changed then.
             StoreError: If the store cannot be read or set.
         """
-        roster = await self.source.roster(self.name)
-        before = MaintenanceState()
 
-        def change(present: MaintenanceState) -> MaintenanceState:
-            nonlocal before
-            before, now = present, self.clock()
-            if order is None:
-                return plan.fenced(present, now)
-            if holder is None:
-                return plan.fenced(order.applied(present, now), now)
-            return plan.fenced(joined(present, order, holder, now), now)
+        def change(before: MaintenanceState | None) -> MaintenanceState:
+            changes = Changes(now=self.clock())
+            if enable is None:
+                state = before or MaintenanceState()
+            elif holder is None:
+                state = changes.turn_on(before, enable)
+            else:
+                state = changes.add_hold(before, enable, holder)
+            return changes.confirm(state, options.close_after)
 
-        state = await self.source.publish(self.name, change)
-        return Fenced(
-            state=state, before=before, roster=roster, own=self._own, holder=holder
-        )
-
-    def _own(self) -> Mapping[str, int]:
-        return {self.worker.id: own_counts(self.worker)} if self.worker.joined else {}
+        return await self.publish(change, holder)
 
     async def wait(
-        self, fenced: Fenced, plan: Plan, *, look: Look | None = None
+        self,
+        publication: Publication,
+        options: DrainOptions,
+        *,
+        progress: ProgressCallback | None = None,
     ) -> DrainReport:
-        """Wait until no request older than a fenced state is running.
+        """Wait until nothing older than a publication is running, or time is up.
 
         Raises:
-            StoreError: If the workers cannot be read.
+            StoreError: If the workers cannot be read for 10 seconds.
         """
-        return await wait_until_drained(self.source, self.name, fenced, plan, look)
+        started = time.monotonic()
+        fence = Fence(
+            state=publication.state,
+            before=publication.roster or Roster(complete=False),
+            workers=options.workers,
+            in_process=is_in_process(self.store),
+            settling=self.settling,
+        )
+        while True:
+            roster = await self._look(fence)
+            verdict = self._judge(fence, roster)
+            if (
+                verdict.final
+                or verdict.outcome == "drained"
+                or self._is_newer(roster, fence.state)
+            ):
+                # The state decides last: reports can be clean while another operator
+                # has opened the service again.
+                verdict = await self._confirmed(verdict, publication, fence, roster)
+            if progress is not None:
+                progress(roster, verdict)
+            waited = time.monotonic() - started
+            late = waited >= options.timeout
+            if verdict.outcome == "drained" or verdict.final or late:
+                break
+            await anyio.sleep(min(self._look_interval, options.timeout - waited))
+        if verdict.outcome == "drained" and options.workers and self.keeper.fence:
+            # A person's word completes a list that was not known to be complete.
+            await _in_thread(self._complete, roster.generation)
+        return DrainReport(
+            outcome=verdict.outcome,
+            epoch=fence.state.epoch,
+            workers=roster.living,
+            seconds=time.monotonic() - started,
+            read_only=fence.state.read_only,
+            reason=verdict.reason,
+        )
 
-    async def undo(self, fenced: Fenced) -> MaintenanceState | None:
-        """Put back what stood before, unless somebody has published since.
+    def _judge(self, fence: Fence, roster: Roster) -> Verdict:
+        if self.keeper.fence is None:
+            return Verdict(
+                "unknown",
+                "this store keeps no reports of workers; see the documentation of"
+                " stores of your own",
+                final=True,
+            )
+        return fence.judge(roster, time.monotonic(), self._own())
+
+    def _own(self) -> Mapping[str, int]:
+        # Read after the reports: a request that has ended since must not take another
+        # one out of the count.
+        if not self.worker.joined:
+            return {}
+        return {self.worker.id: self.worker.own_requests()}
+
+    async def _look(self, fence: Fence) -> Roster:
+        limit = time.monotonic() + OUTAGE
+        while True:
+            try:
+                return await self.roster() or Roster()
+            except TemporaryStoreError:
+                fence.pause()
+                if time.monotonic() >= limit:
+                    raise
+            await anyio.sleep(self._look_interval)
+
+    def _is_newer(self, roster: Roster, state: MaintenanceState) -> bool:
+        return any(worker.seen > state.epoch for worker in roster.workers)
+
+    async def _confirmed(
+        self, verdict: Verdict, publication: Publication, fence: Fence, roster: Roster
+    ) -> Verdict:
+        """Return the verdict after a look at the state."""
+        try:
+            present = await self.read()
+        except StoreError as error:
+            # Workers keep what they know, and this process cannot say what that is.
+            reason = f"the state cannot be read any more: {error}"
+            final = not isinstance(error, TemporaryStoreError)
+            return Verdict("unknown", reason, final=final)
+        who = present.actor or "another operator"
+        if not present.enabled:
+            reason = f"maintenance was switched off by {who}"
+            return Verdict("superseded", reason, final=True)
+        if (present.epoch, present.tag) == (fence.state.epoch, fence.state.tag):
+            if is_no_looser(present, publication.state):
+                return verdict
+        elif (
+            publication.holder in present.holders or present.tag == fence.state.tag
+        ) and is_no_looser(present, publication.state):
+            # Published by another one who holds it too, or written back after a loss.
+            if present.epoch > fence.state.epoch:
+                fence.state = present
+                return self._judge(fence, roster)
+            return verdict
+        reason = f"another state was published by {who}"
+        return Verdict("superseded", reason, final=True)
+
+    def _complete(self, generation: str) -> None:
+        if self.keeper.fence is None:
+            return
+        try:
+            self.keeper.fence.confirm(self.name, generation, complete=True)
+        except StoreError as error:
+            logger.warning("maintenance: the list of workers stays open: %s", error)
+
+    async def undo(self, publication: Publication) -> MaintenanceState | None:
+        """Put back what stood before, unless another state was published since.
 
         Returns:
             The state that is published instead, or None where nothing was changed.
@@ -227,25 +543,27 @@ class Switch:
         Raises:
             StoreError: If the store cannot be set; the state stays on.
         """
+        published_state, before = publication.state, publication.before
 
-        def change(present: MaintenanceState) -> MaintenanceState:
-            if present.epoch != fenced.state.epoch:
+        def change(present: MaintenanceState | None) -> MaintenanceState:
+            if present is None or present.tag != published_state.tag:
                 raise _MovedOnError
-            if fenced.before.active:
-                return fenced.before.but(extra=durable(fenced.before))
-            return opened(present, self.clock(), actor=fenced.state.actor, force=True)
+            if before is not None and before.enabled:
+                return before.replace(close_after=None)
+            changes = Changes(now=self.clock())
+            return changes.turn_off(present, actor=published_state.actor, force=True)
 
         try:
-            return await self.source.publish(self.name, change)
+            return (await self.publish(change)).state
         except _MovedOnError:
-            if fenced.holder is None:
+            if publication.holder is None:
                 return None
-            return await self.release(fenced.holder, stays=False)
+            return await self.release(publication.holder, stays=False)
 
     @asynccontextmanager
     async def maintenance(
         self,
-        plan: Plan,
+        options: DrainOptions,
         *,
         message: str | None = None,
         until: datetime | timedelta | None = None,
@@ -254,18 +572,18 @@ class Switch:
         """Hold maintenance on, drained, for the time of a block.
 
         Raises:
-            DrainError: If it was not drained; the block does not start and the
-                state stays on.
-            FenceRefusedError: If the present state could open by the clock.
+            DrainError: If it was not drained; the block does not start and the state
+                stays on.
+            CannotDrainError: If the present state could open by the clock.
             StoreError: If the store cannot be read or set.
         """
         actor = default_actor()
-        order = Order(message=message, until=until, actor=actor)
+        enable = EnableOptions(message=message, until=until, actor=actor)
         holder = new_holder(actor)
-        fenced = await self.fence(plan, order, holder=holder)
+        publication = await self.publish_to_drain(options, enable, holder=holder)
         stays = True
         try:
-            report = await self.wait(fenced, plan)
+            report = await self.wait(publication, options)
             if not report.drained:
                 raise DrainError(report)
             stays = stay_on_error
@@ -276,19 +594,52 @@ class Switch:
                 await self.release(holder, stays=stays)
 
     async def release(self, holder: str, *, stays: bool) -> MaintenanceState:
-        """Let go of a hold; the last one to leave opens, unless it stays on.
+        """Release a hold; the last one to leave opens, unless it stays on.
 
         Raises:
             StoreError: If the store cannot be set; the state stays on.
         """
 
-        def change(present: MaintenanceState) -> MaintenanceState:
-            if holder not in present.holders:
-                raise _MovedOnError  # Forced off, or replaced, meanwhile.
-            return left(present, holder, self.clock(), stays=stays)
+        def change(present: MaintenanceState | None) -> MaintenanceState:
+            if present is None or holder not in present.holders:
+                raise _MovedOnError  # Forced off, or replaced.
+            changes = Changes(now=self.clock())
+            return changes.release_hold(present, holder, stays=stays)
 
         try:
-            return await self.source.publish(self.name, change)
+            publication = await self.publish(change)
         except _MovedOnError:
-            # Published again, it would end the waits of those who hold it now.
-            return await self.source.read(self.name)
+            # Publishing again would end the waits of those who hold it now.
+            return await self.read()
+        if not publication.state.enabled:
+            await self.acknowledged(publication.state)
+        return publication.state
+
+    @property
+    def _look_interval(self) -> float:
+        return LOOK_INTERVAL if is_local(self.store) else REMOTE_LOOK_INTERVAL
+
+    async def _retry(self, work: Callable[[], T]) -> T:
+        limit = time.monotonic() + OUTAGE
+        while True:
+            try:
+                return await _in_thread(work)
+            except TemporaryStoreError:
+                if time.monotonic() >= limit:
+                    raise
+            await anyio.sleep(0.2)
+
+
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance stores")
+
+
+async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """Run what may block in a thread, beside those of endpoints."""
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(8)
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(
+        work, *arguments, limiter=limiter, abandon_on_cancel=True
+    )

@@ -1,168 +1,195 @@
-"""Long work is told to end when a drain cannot wait for it, and nothing else is."""
+"""Long work is asked to end when a drain cannot wait for it, and nothing else is."""
 
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_maintenance import MaintenanceGuard, MemoryStore
-from fastapi_maintenance.closing import _spawner, close_in_time
-from fastapi_maintenance.stores._closing import CloseOrders
+from fastapi_maintenance import (
+    FileStore,
+    MaintenanceGuard,
+    MaintenanceState,
+    MemoryStore,
+)
+from fastapi_maintenance.closing import _spawner, close_websocket
+from fastapi_maintenance.worker import Admission, Worker
 
 both = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
 @pytest.fixture
-def orders() -> Iterator[CloseOrders]:
-    """Orders of which none is left behind."""
-    made = CloseOrders()
-    yield made
-    made.cancel()
+def worker() -> Worker:
+    """A worker that has joined, under a state that is off."""
+    made = Worker("default", "'default' in a test")
+    made.start(MaintenanceState(epoch=1), counted=True)
+    return made
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    limit = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < limit, condition
-        time.sleep(0.001)
+def admitted(worker: Worker) -> Admission:
+    """Return work in flight."""
+    admission = worker.admit("work")
+    assert admission is not None
+    return admission
 
 
-def test_order_falls_due_for_older_work_alone(orders: CloseOrders) -> None:
-    """What was admitted since is not meant."""
-    told: list[int] = []
-    for number in (1, 2, 3):
-        orders.attach(number, lambda number=number: told.append(number))  # type: ignore[misc]  # mypy knows no defaults of lambdas
-    orders.adopt({"close_after": 0}, [1, 2])
-    until(lambda: len(told) == 2)
-    assert told == [1, 2]
-    assert [orders.is_due(number) for number in (1, 2, 3)] == [True, True, False]
+def close(worker: Worker, after: float | None = 0, epoch: int = 2) -> None:
+    """Adopt a state that asks older work to end, and let the keeper look once."""
+    worker.adopt(MaintenanceState(epoch=epoch, enabled=True, close_after=after))
+    worker.close_due()
 
 
-def test_order_falls_due_for_who_asks_late(orders: CloseOrders) -> None:
-    """Whoever attaches after the end is told at once."""
-    orders.adopt({"close_after": 0.0}, [1])
-    until(lambda: orders.is_due(1))
-    told: list[int] = []
-    orders.attach(1, lambda: told.append(1))
-    assert told == [1]
+def close_of(guard: MaintenanceGuard) -> None:
+    """Do the same for the worker of a guard."""
+    close(guard._switch.worker, epoch=guard.state.epoch + 1)
 
 
-def test_order_is_taken_back_by_a_state_without_one(orders: CloseOrders) -> None:
-    """It belongs to one drain, and ends with it."""
-    told: list[int] = []
-    orders.attach(1, lambda: told.append(1))
-    orders.adopt({"close_after": 3600}, [1])
-    (timer,) = orders._timers
-    orders.adopt({}, [1])
-    timer.join()
-    orders._fall_due(frozenset({1}))  # As a timer that had begun already.
-    assert not orders.is_due(1)
-    assert told == []
+def test_older_work_alone_is_asked_to_end(worker: Worker) -> None:
+    """What was admitted since, or has ended, is not meant."""
+    told: list[str] = []
+    old, ended = admitted(worker), admitted(worker)
+    old.on_close(lambda: told.append("old"))
+    ended.on_close(lambda: told.append("ended"))
+    ended.release()
+    worker.adopt(MaintenanceState(epoch=2, enabled=True, close_after=0))
+    new = admitted(worker)
+    new.on_close(lambda: told.append("new"))
+    worker.close_due()
+    worker.close_due()
+    assert told == ["old"]
+    assert (old.closing, ended.closing, new.closing) == (True, False, False)
 
 
-def test_order_does_not_mean_what_was_decided_again(orders: CloseOrders) -> None:
-    """Work that was let in under the present state is not older than it."""
-    orders.excuse(1)
-    orders.adopt({"close_after": 0.01}, [1, 2])
-    orders.excuse(1)
-    until(lambda: orders.is_due(2))
-    assert not orders.is_due(1)
-    orders.excuse(2)
-    assert not orders.is_due(2)
+def test_work_that_asks_late_is_told_at_once(worker: Worker) -> None:
+    """What begins to listen after the time has come does not miss it."""
+    admission = admitted(worker)
+    close(worker)
+    told: list[str] = []
+    admission.on_close(lambda: told.append("at once"))
+    admission.close()
+    assert told == ["at once"]
 
 
-def test_order_for_nothing_starts_nothing(orders: CloseOrders) -> None:
-    """Without older work there is nobody to close."""
-    orders.adopt({"close_after": 1}, [])
-    assert orders._timers == []
+def test_work_that_no_longer_listens_is_not_told(worker: Worker) -> None:
+    """Taking a callback back leaves the others, and is harmless twice."""
+    admission, told = admitted(worker), []
+    take_back = admission.on_close(lambda: told.append("first"))
+    admission.on_close(lambda: told.append("second"))
+    take_back()
+    take_back()
+    close(worker)
+    assert told == ["second"]
+
+
+def test_nothing_is_asked_before_its_time(worker: Worker) -> None:
+    """The keeper looks at the deadline, and an earlier look does nothing."""
+    admission = admitted(worker)
+    close(worker, after=3_600)
+    assert worker.is_draining
+    assert not admission.closing
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, "1", -1, float("nan"), float("inf"), 10**400]
+    "later",
+    [
+        MaintenanceState(epoch=3, enabled=True),
+        MaintenanceState(epoch=3, close_after=0),
+    ],
 )
-def test_order_that_makes_no_sense_is_none(orders: CloseOrders, value: object) -> None:
-    """A state that was written by hand closes nothing by mistake."""
-    orders.adopt({"close_after": value}, [1])
-    assert orders._timers == []
+def test_later_state_takes_it_back(worker: Worker, later: MaintenanceState) -> None:
+    """A state without a deadline, or one that is off, ends an earlier wish."""
+    admission = admitted(worker)
+    worker.adopt(MaintenanceState(epoch=2, enabled=True, close_after=0))
+    worker.adopt(later)
+    worker.close_due()
+    assert not admission.closing
 
 
-def test_order_far_ahead_is_capped(orders: CloseOrders) -> None:
-    """No number of seconds breaks a timer."""
-    orders.adopt({"close_after": 1e300}, [1])
-    (timer,) = orders._timers
-    assert timer.interval == threading.TIMEOUT_MAX
+def test_work_that_was_decided_again_is_not_older(worker: Worker) -> None:
+    """Work that was admitted under the present state goes on."""
+    admission = admitted(worker)
+    worker.adopt(MaintenanceState(epoch=2, enabled=True, close_after=0))
+    assert worker.recheck(admission)
+    worker.close_due()
+    assert not admission.closing
 
 
-def test_detached_work_is_not_told(orders: CloseOrders) -> None:
-    """Work that has ended is left alone; detaching twice does no harm."""
+def test_work_that_cannot_be_told_costs_a_line(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A callback that fails is logged, and the rest is told."""
     told: list[str] = []
 
-    first, second = partial(told.append, "first"), partial(told.append, "second")
-    orders.attach(1, first)
-    orders.attach(1, second)
-    orders.detach(1, first)
-    orders.detach(1, first)
-    orders.detach(2, first)
-    orders.adopt({"close_after": 0}, [1])
-    until(lambda: told)
+    def fails() -> None:
+        raise ConnectionError
+
+    admitted(worker).on_close(fails)
+    admitted(worker).on_close(lambda: told.append("second"))
+    close(worker)
     assert told == ["second"]
+    assert "could not be asked to end" in caplog.text
 
 
 @both
 @pytest.mark.anyio
 async def test_closing_wakes_the_work_that_waits() -> None:
-    """From any thread, on any event loop."""
+    """It is told on any event loop, from any thread, and its threads see it too."""
     guard = MaintenanceGuard(MemoryStore())
     with guard.admit():
         assert not guard.closing.is_set()
-        await guard.enable()
-        orders = guard._switch.worker.orders
         with anyio.fail_after(10):
             async with anyio.create_task_group() as group:
                 group.start_soon(guard.closing.wait)
                 await anyio.wait_all_tasks_blocked()
-                orders.adopt({"close_after": 0.01}, guard._switch.worker.old)
+                await anyio.to_thread.run_sync(close_of, guard)
         assert guard.closing.is_set()
         assert await anyio.to_thread.run_sync(guard.closing.is_set)
 
 
 @both
 @pytest.mark.anyio
+async def test_work_that_stops_waiting_is_forgotten() -> None:
+    """A wait that is cancelled leaves nothing behind that would be called."""
+    guard = MaintenanceGuard(MemoryStore())
+    with guard.admit():
+        with anyio.move_on_after(0.01) as scope:
+            await guard.closing.wait()
+        assert scope.cancelled_caught
+        (admission,) = guard._switch.worker.current
+        assert admission._closers == []
+
+
+@both
+@pytest.mark.anyio
 async def test_closing_is_never_set_for_what_is_not_counted() -> None:
-    """An exempt stream may wait; nobody ends it."""
+    """An exempt stream may wait, and is never asked to end."""
     guard = MaintenanceGuard(MemoryStore())
     assert not guard.closing.is_set()
     with anyio.move_on_after(0.02) as scope:
         await guard.closing.wait()
     assert scope.cancelled_caught
-    assert guard._switch.worker.orders._attached == {}
 
 
-@both
-@pytest.mark.anyio
-async def test_closing_of_another_guard_is_not_ours() -> None:
+def test_closing_of_another_guard_is_not_ours() -> None:
     """Each guard speaks for its own switch."""
     outer, inner = MaintenanceGuard(MemoryStore()), MaintenanceGuard(MemoryStore())
     with outer.admit(), inner.admit():
-        outer._switch.worker.orders.adopt(
-            {"close_after": 0}, outer._switch.worker.current
-        )
-        until(outer.closing.is_set)
+        close_of(outer)
+        assert outer.closing.is_set()
         assert not inner.closing.is_set()
 
 
 @pytest.mark.anyio
 async def test_drain_with_close_after_ends_what_asks() -> None:
-    """The order travels with the state, and belongs to one drain."""
+    """The deadline travels with the state, and the drain ends when the work has."""
     guard = MaintenanceGuard(MemoryStore())
     ended = anyio.Event()
 
@@ -177,7 +204,25 @@ async def test_drain_with_close_after_ends_what_asks() -> None:
         await guard.enable()
         report = await guard.drain(timeout=10, close_after=0.05)
         assert report.drained
+        assert report.seconds >= 0.05
         await ended.wait()
+
+
+@pytest.mark.anyio
+async def test_keeper_asks_when_the_time_has_come(tmp_path: Path) -> None:
+    """On a shared store, each worker's keeper looks at the deadline by itself."""
+    guard = MaintenanceGuard(FileStore(tmp_path))
+    guard._switch.settling = 0
+    async with guard.lifespan(), anyio.create_task_group() as group:
+
+        async def work() -> None:
+            async with guard.admit():
+                await guard.closing.wait()
+
+        group.start_soon(work)
+        await anyio.wait_all_tasks_blocked()
+        await guard.enable()
+        assert (await guard.drain(timeout=10, close_after=0.05)).drained
 
 
 def test_websocket_is_closed_with_1012() -> None:
@@ -194,17 +239,16 @@ def test_websocket_is_closed_with_1012() -> None:
 
     with TestClient(app) as client, client.websocket_connect("/socket") as session:
         assert session.receive_text() == "hello"
-        worker = guard._switch.worker
-        worker.orders.adopt({"close_after": 0}, worker.current)
+        close_of(guard)
         with pytest.raises(WebSocketDisconnect) as closed:
             session.receive_text()
         assert closed.value.code == 1012
 
 
+@both
 @pytest.mark.anyio
-async def test_websocket_that_has_ended_is_left_alone() -> None:
-    """Closing what is closed already is no error of anybody's."""
-    worker = MaintenanceGuard(MemoryStore())._switch.worker
+async def test_websocket_that_has_ended_is_left_alone(worker: Worker) -> None:
+    """Closing what is closed already is not an error."""
     tried = anyio.Event()
 
     async def send(_: object) -> None:
@@ -212,35 +256,28 @@ async def test_websocket_that_has_ended_is_left_alone() -> None:
         raise OSError("gone")
 
     websocket = WebSocket({"type": "websocket"}, send, send)  # type: ignore[arg-type]  # it is not read
-    let_go = close_in_time(worker, 1, websocket)
-    worker.orders.adopt({"close_after": 0}, [1])
-    with anyio.fail_after(10):
-        await tried.wait()
-    let_go()
-    assert worker.orders._attached == {}
+    with admitted(worker) as admission:
+        close_websocket(admission, websocket)
+        close(worker)
+        with anyio.fail_after(10):
+            await tried.wait()
 
 
 @both
 def test_loop_that_has_ended_is_left_alone(anyio_backend: str) -> None:
-    """Whoever is told too late has ended already."""
+    """Work of an event loop that has ended is not told, and nothing fails."""
 
-    async def begin() -> Callable[[Callable[[], object]], None]:
-        return _spawner()  # type: ignore[return-value]  # it is not called
+    async def begin() -> Callable[[Callable[[], Any]], None]:  # as it is typed there
+        return _spawner()
 
     spawn = anyio.run(begin, backend=anyio_backend)
     spawn(asyncio.Event)
 
 
-def test_order_without_a_thread_is_logged(
-    orders: CloseOrders,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Where the system gives no more threads, nothing is closed and nothing fails."""
-
-    def fails(thread: threading.Thread) -> None:
-        raise RuntimeError(f"can't start {thread.name}")
-
-    monkeypatch.setattr(threading.Thread, "start", fails)
-    orders.adopt({"close_after": 0}, [1])
-    assert "long work is not told to end: can't start" in caplog.text
+def test_deadline_needs_no_thread(worker: Worker) -> None:
+    """However many deadlines are set, no thread waits for them."""
+    before = threading.active_count()
+    with admitted(worker):
+        for epoch in range(2, 50):
+            close(worker, after=3_600, epoch=epoch)
+    assert threading.active_count() == before

@@ -22,7 +22,7 @@ from fastapi_maintenance import (
     maintenance_exempt,
 )
 from fastapi_maintenance.inventory import Entry, survey
-from tests.asgi import call
+from tests.calls import call
 
 RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 

@@ -39,7 +39,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 def closed(**options: Any) -> MaintenanceGuard:  # those of a guard
     """Return a guard with maintenance on."""
-    return MaintenanceGuard(MemoryStore(active=True), **options)
+    return MaintenanceGuard(MemoryStore(enabled=True), **options)
 
 
 def guarded(guard: MaintenanceGuard) -> FastAPI:
@@ -362,7 +362,7 @@ async def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
     Some truncate the file before they write it: readers see it empty, as off.
     """
     store, other = FileStore(tmp_path), FileStore(tmp_path)
-    await store.publish("default", lambda _: MaintenanceState(active=True))
+    await store.publish("default", lambda _: MaintenanceState(enabled=True))
 
     def longer(number: int) -> Callable[[MaintenanceState], MaintenanceState]:
         return lambda before: before.but(message="x" * (1 + number * 9))
@@ -392,7 +392,7 @@ def test_state_survives_the_process_that_set_it(tmp_path: Path) -> None:
         "import asyncio, os, sys, signal\n"
         "from fastapi_maintenance import FileStore, MaintenanceState\n"
         "on = FileStore(sys.argv[1]).publish(\n"
-        "    'default', lambda _: MaintenanceState(active=True))\n"
+        "    'default', lambda _: MaintenanceState(enabled=True))\n"
         "asyncio.run(on)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

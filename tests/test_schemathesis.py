@@ -97,8 +97,8 @@ def no_error(_: CheckContext, response: schemathesis.Response, case: Case) -> No
         assert response.headers["retry-after"]
 
 
-closed = build(MaintenanceGuard(MemoryStore(active=True)))
-beside_guard = MaintenanceGuard(MemoryStore(active=True))
+closed = build(MaintenanceGuard(MemoryStore(enabled=True)))
+beside_guard = MaintenanceGuard(MemoryStore(enabled=True))
 beside = build(beside_guard)
 beside.add_middleware(MaintenanceModeMiddleware, guard=beside_guard)
 

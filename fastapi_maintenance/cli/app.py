@@ -1,15 +1,14 @@
-"""What each command takes; what it does is in ``operate``, ``run`` and ``routes``."""
+"""What each command takes; what it does is in ``commands``, ``run`` and ``routes``."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
-from ..orders import new_token
-from . import operate
-from . import options as given
+from ..changes import new_token
+from . import commands
 from .errors import OneLineErrors
-from .options import AsJson, Name, Store
+from .options import Enabling, Planning, Waiting, Where, grouped
 from .output import Output
 from .run import run_command
 from .target import Target
@@ -45,101 +44,79 @@ def _program(
         raise typer.Exit
 
 
-def _target(store: str | None, name: str, *, as_json: bool) -> Target:
-    return Target(store, name, Output(as_json=as_json))
-
-
 @app.command()
+@grouped
 def on(
     *,
-    message: given.Message = None,
-    for_: given.For = None,
-    until: given.Until = None,
-    at: given.At = None,
-    auto_off: given.AutoOff = False,
-    read_only: given.ReadOnly = False,
-    retry_after: given.RetryAfter = None,
-    bypass: given.Bypass = False,
+    enabling: Planning,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until nothing from before is running.")
     ] = False,
-    timeout: given.Timeout = None,
-    workers: given.Workers = None,
-    close_after: given.CloseAfter = None,
+    waiting: Waiting,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Not drained: put back what was before.")
     ] = False,
-    init: given.Init = False,
-    store: Store = None,
-    name: Name = "default",
-    as_json: AsJson = False,
+    where: Where,
 ) -> int:
     """Switch maintenance on for every worker.
 
     With --wait, exit codes say why it was not drained: 10 requests in flight, 11 lost
     workers, 12 another operator, 13 too few workers, 15 the store cannot tell.
     """
-    waiting = timeout, workers, close_after, rollback or None
-    if not wait and any(word is not None for word in waiting):
+    if not wait and (rollback or waiting.given):
         raise ValueError(
             "--timeout, --workers, --close-after and --rollback go with --wait; add it"
         )
-    target = _target(store, name, as_json=as_json)
-    token = new_token() if bypass else None
-    order = given.an_order(
-        message=message,
-        for_=for_,
-        until=until,
-        at=at,
-        auto_off=auto_off,
-        read_only=read_only,
-        retry_after=retry_after,
-        token=token,
-    )
-    plan = given.a_plan(timeout, workers, close_after) if wait else None
-    return operate.carry_out(
+    if wait and (enabling.at is not None or enabling.auto_off):
+        raise ValueError(
+            "--at and --auto-off leave it to the clock, so that nothing can be drained;"
+            " leave out --wait, or give --for or --until alone"
+        )
+    target = Target(where)
+    token = new_token() if enabling.bypass else None
+    enable = enabling.options(token)
+    drain = waiting.options() if wait else None
+    return commands.carry_out(
         target,
-        lambda: operate.switch_on(
-            target, order, init=init, token=token, plan=plan, rollback=rollback
+        lambda: commands.switch_on(
+            target,
+            enable,
+            init=enabling.init,
+            token=token,
+            drain=drain,
+            rollback=rollback,
         ),
     )
 
 
 @app.command()
+@grouped
 def off(
     *,
     force: Annotated[
         bool, typer.Option("--force", help="Open although others hold it on.")
     ] = False,
-    store: Store = None,
-    name: Name = "default",
-    as_json: AsJson = False,
+    where: Where,
 ) -> int:
     """Open again, unless others hold it on."""
-    target = _target(store, name, as_json=as_json)
-    return operate.carry_out(target, lambda: operate.switch_off(target, force=force))
+    target = Target(where)
+    return commands.carry_out(target, lambda: commands.switch_off(target, force=force))
 
 
 @app.command()
-def wait(
-    *,
-    timeout: given.Timeout = None,
-    workers: given.Workers = None,
-    close_after: given.CloseAfter = None,
-    store: Store = None,
-    name: Name = "default",
-    as_json: AsJson = False,
-) -> int:
+@grouped
+def wait(*, waiting: Waiting, where: Where) -> int:
     """Wait until nothing from before is running.
 
-    It fences the state that is on; exit codes are those of `on --wait`.
+    It drains the state that is on; exit codes are those of `on --wait`.
     """
-    target = _target(store, name, as_json=as_json)
-    plan = given.a_plan(timeout, workers, close_after)
-    return operate.carry_out(target, lambda: operate.wait_again(target, plan))
+    target = Target(where)
+    drain = waiting.options()
+    return commands.carry_out(target, lambda: commands.wait_again(target, drain))
 
 
 @app.command()
+@grouped
 def status(
     *,
     watch: Annotated[
@@ -148,45 +125,30 @@ def status(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 3 while maintenance is in force.")
     ] = False,
-    store: Store = None,
-    name: Name = "default",
-    as_json: AsJson = False,
+    where: Where,
 ) -> int:
     """Show the state, its place and its workers."""
     if watch and check:
         raise ValueError("--watch goes on for ever, --check answers once; give one")
-    target = _target(store, name, as_json=as_json)
+    target = Target(where)
     if watch:
-        return operate.carry_out(target, lambda: operate.watch_status(target))
-    return operate.carry_out(target, lambda: operate.show_status(target, check=check))
+        return commands.carry_out(target, lambda: commands.watch_status(target))
+    return commands.carry_out(target, lambda: commands.show_status(target, check=check))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
+@grouped
 def run(
     *,
     command: Annotated[
         list[str], typer.Argument(metavar="COMMAND", show_default=False)
     ],
-    message: given.Message = None,
-    for_: given.For = None,
-    until: given.Until = None,
-    at: given.At = None,
-    auto_off: given.AutoOff = False,
-    read_only: given.ReadOnly = False,
-    retry_after: given.RetryAfter = None,
-    bypass: given.Bypass = False,
-    wait: Annotated[bool, typer.Option("--wait", hidden=True)] = False,
-    timeout: given.Timeout = None,
-    workers: given.Workers = None,
-    close_after: given.CloseAfter = None,
-    rollback: Annotated[bool, typer.Option("--rollback", hidden=True)] = False,
+    enabling: Enabling,
+    waiting: Waiting,
     stay: Annotated[
         bool, typer.Option("--stay", help="Not drained: keep maintenance on.")
     ] = False,
-    init: given.Init = False,
-    store: Store = None,
-    name: Name = "default",
-    as_json: AsJson = False,
+    where: Where,
 ) -> int:
     """Run a command under maintenance, drained.
 
@@ -195,54 +157,45 @@ def run(
     the command's own; 125 when it was not started, 127 when there is none. Its
     standard output stays its own: everything said here goes to standard error.
     """
-    del wait  # It always does.
-    if at is not None or auto_off:
-        raise ValueError(
-            "--at and --auto-off could open it by the clock under the command; give"
-            " --for or --until alone"
-        )
-    if stay and rollback:
-        raise ValueError("--stay and --rollback contradict each other; give one")
-    target = Target(store, name, Output(as_json=as_json, aside=True))
-    token = new_token() if bypass else None
-    order = given.an_order(
-        message=message,
-        for_=for_,
-        until=until,
-        at=None,
-        auto_off=False,
-        read_only=read_only,
-        retry_after=retry_after,
+    target = Target(where, aside=True)
+    token = new_token() if enabling.bypass else None
+    return run_command(
+        target,
+        enabling.options(token),
+        waiting.options(),
+        command,
+        init=enabling.init,
         token=token,
+        stay=stay,
     )
-    plan = given.a_plan(timeout, workers, close_after)
-    return run_command(target, order, plan, command, init=init, token=token, stay=stay)
 
 
 @app.command()
+@grouped
 def forget(
     *,
-    worker: Annotated[
-        str | None,
-        typer.Argument(metavar="[WORKER]", help="As `status` names it, or HOST/PID."),
+    workers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORKER", help="As `status` names them, or HOST/PID."),
     ] = None,
     lost_for: Annotated[
         str | None,
-        typer.Option(metavar="10m", help="All that have been lost for so long."),
+        typer.Option(metavar="10m", help="All that have not answered for this time."),
     ] = None,
-    store: Store = None,
-    name: Name = "default",
-    as_json: AsJson = False,
+    where: Where,
 ) -> int:
-    """Drop the rows of workers that are gone."""
-    if (worker is None) == (lost_for is None):
+    """Take workers off the list that are gone for good."""
+    if bool(workers) == (lost_for is not None):
         raise ValueError("name a WORKER, as `status` shows it, or give --lost-for 10m")
-    target = _target(store, name, as_json=as_json)
+    target = Target(where)
     seconds = None if lost_for is None else parse_duration(lost_for).total_seconds()
-    return operate.carry_out(target, lambda: operate.forget(target, worker, seconds))
+    return commands.carry_out(
+        target, lambda: commands.forget(target, workers or [], seconds)
+    )
 
 
 @app.command()
+@grouped
 def routes(
     *,
     application: Annotated[
@@ -250,10 +203,20 @@ def routes(
     ],
     store: Annotated[str | None, typer.Option(hidden=True)] = None,
     name: Annotated[str | None, typer.Option(hidden=True)] = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON lines.")] = False,
 ) -> int:
     """Show which routes the guard covers."""
     del store, name  # Taken everywhere, so that an alias may give them.
     from .routes import show_routes  # noqa: PLC0415  # FastAPI, for this one alone
 
     return show_routes(application, Output(as_json=as_json))
+
+
+@app.command()
+@grouped
+def schema(*, where: Where) -> int:
+    """Show the SQL that makes the tables of an SQL store.
+
+    For those who make tables by migrations: nothing is connected to.
+    """
+    return commands.show_schema(where.store, Output(as_json=where.as_json))

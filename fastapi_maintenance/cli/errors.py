@@ -1,18 +1,22 @@
-"""One line for whatever goes wrong, and the documented exit code."""
+"""One line for everything that goes wrong, and the documented exit code."""
 
 from __future__ import annotations
 
+import logging
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from ..orders import HeldError
-from ..stores import StoreError, StoreReadOnlyError
+from ..changes import HeldError
+from ..stores import ENVIRONMENT, StoreError, StoreReadOnlyError
+from .exits import ExitCode, FailureError
 from .output import Output, clean
-from .target import UNREACHABLE, USAGE, FailureError
 
 # Typer exports one of its usage errors; older releases take them from Click.
 _UsageError: Final = typer.BadParameter.__base__ or typer.BadParameter
@@ -32,6 +36,8 @@ class OneLineErrors(TyperGroup):
     ) -> object:
         """Run a command and end the process."""
         words = list(sys.argv[1:] if args is None else args)
+        # What the package logs for services is said here in a command's own words.
+        logging.getLogger("fastapi_maintenance").addHandler(_SILENT)
         try:
             code = super().main(
                 args=words,
@@ -45,21 +51,29 @@ class OneLineErrors(TyperGroup):
             code = _code(error)
             if code is None:
                 raise
-            _fail(words, code, _text(error))
-        sys.exit(code if isinstance(code, int) else 0)
+            _fail(words, code, _text(error, words))
+        sys.exit(code if isinstance(code, int) else ExitCode.DONE)
+
+
+_SILENT: Final = logging.NullHandler()
 
 
 def _code(error: Exception) -> int | None:
     if isinstance(error, FailureError):
         return error.code
     if isinstance(error, StoreReadOnlyError | HeldError | ValueError | ImportError):
-        return USAGE
+        return ExitCode.USAGE
     if isinstance(error, StoreError | OSError):
-        return UNREACHABLE
-    return USAGE if isinstance(error, _UsageError) else None
+        return ExitCode.UNREACHABLE
+    return ExitCode.USAGE if isinstance(error, _UsageError) else None
 
 
-def _text(error: Exception) -> str:
+def _text(error: Exception, words: Sequence[str]) -> str:
+    if isinstance(error, FailureError) and error.run_as is not None:
+        return f"{error}: {_as_user(error.run_as, words)}"
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_url=False, include_context=False)[0]
+        return problem["msg"].removeprefix("Value error, ")
     text = getattr(error, "format_message", error.__str__)()
     context = getattr(error, "ctx", None)
     if context is not None:
@@ -67,9 +81,25 @@ def _text(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _fail(words: list[str], code: int, text: str) -> None:
-    own = words[: words.index("--")] if "--" in words else words
-    aside = own[:1] == ["run"]
-    out = Output(as_json="--json" in own, aside=aside)
+def _as_user(user: str, words: Sequence[str]) -> str:
+    """Return the same command for another user."""
+    command, *rest = words
+    own = _own_words(words)
+    store = os.environ.get(ENVIRONMENT)
+    if store and not any(word.partition("=")[0] == "--store" for word in own):
+        # sudo does not pass the environment on.
+        rest = ["--store", store, *rest]
+    return shlex.join(["sudo", "-u", user, "fastapi-maintenance", command, *rest])
+
+
+def _own_words(words: Sequence[str]) -> Sequence[str]:
+    """Return what is before the command of ``run``, if ``--`` shows where that is."""
+    words = list(words)
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _fail(words: Sequence[str], code: int, text: str) -> None:
+    own = _own_words(words)
+    out = Output(as_json="--json" in own, aside=own[:1] == ["run"])
     out.emit("error", exit=code, error=clean(text))
     out.fail(text)

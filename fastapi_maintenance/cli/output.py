@@ -1,4 +1,4 @@
-"""Where the command line writes: for people, for scripts, and for nobody any more."""
+"""Where the command line writes: for people, and for scripts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """Lines for people, or JSON lines; a reader that has gone ends nothing.
+    """Lines for people, or JSON lines; a closed pipe does not end a command.
 
     Args:
         as_json: Write JSON lines instead.
-        aside: Write everything to standard error: standard output is another's.
+        aside: Write everything to standard error, as standard output is a command's.
 
     Attributes:
         live: Whether a person watches, so that a display may redraw itself.
@@ -67,7 +67,7 @@ class Output:
 
 
 def clean(text: str) -> str:
-    """Return a text as one line that moves no cursor, whoever wrote it."""
+    """Return a text as one line that cannot move the cursor."""
     return "".join(
         " "
         if character in "\r\n\t"
@@ -85,7 +85,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def _enduring(stream: TextIO | None) -> TextIO:
-    if stream is None:  # Closed by whoever started the command.
+    if stream is None:  # Closed by the caller.
         stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # for as long as we live
     return io.TextIOWrapper(
         _Enduring(stream),
@@ -96,7 +96,7 @@ def _enduring(stream: TextIO | None) -> TextIO:
 
 
 class _Enduring(io.BufferedIOBase):
-    """Takes what is written to a closed pipe or terminal, and goes on."""
+    """Drops what is written to a closed pipe or terminal."""
 
     name = "enduring"  # TextIOWrapper asks for one
 

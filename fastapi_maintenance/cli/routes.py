@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..inventory import NOT_COVERED, Entry, survey
+from .exits import ExitCode, FailureError
 from .output import Output, clean
-from .target import USAGE, FailureError
 
 _STYLES: Final = {"guarded": "green", NOT_COVERED: "bold red"}
 
@@ -23,7 +23,7 @@ def show_routes(application: str, out: Output) -> int:
     """List every route, mount and WebSocket of an application.
 
     Raises:
-        FailureError: If it cannot be imported, or is none.
+        FailureError: If it cannot be imported, or is not an application.
     """
     entries = survey(load(application))
     out.emit("routes", app=application, routes=[asdict(entry) for entry in entries])
@@ -37,7 +37,7 @@ def show_routes(application: str, out: Output) -> int:
             f"{counts[NOT_COVERED]} not covered: use guard.wrap() where something is"
             " mounted, or add MaintenanceModeMiddleware"
         )
-    return 0
+    return ExitCode.DONE
 
 
 def load(application: str) -> object:
@@ -49,26 +49,29 @@ def load(application: str) -> object:
     module_name, colon, attributes = application.partition(":")
     if not (module_name and colon and attributes):
         raise FailureError(
-            USAGE,
-            f"not an application: {application!r}; write MODULE:NAME, as main:app",
+            ExitCode.USAGE,
+            f"not an application: {application!r}; write MODULE:NAME, such as main:app",
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
         found: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module does
         raise FailureError(
-            USAGE, f"cannot import {module_name!r}: {type(error).__name__}: {error}"
+            ExitCode.USAGE,
+            f"cannot import {module_name!r}: {type(error).__name__}: {error}",
         ) from error
     for attribute in attributes.split("."):
         try:
             found = getattr(found, attribute)
         except AttributeError:
             raise FailureError(
-                USAGE, f"{module_name!r} has no {attributes!r}; write MODULE:NAME"
+                ExitCode.USAGE,
+                f"{module_name!r} has no {attributes!r}; write MODULE:NAME",
             ) from None
     if not callable(found) or isinstance(found, type):
         raise FailureError(
-            USAGE, f"{application!r} is no application but {type(found).__name__}"
+            ExitCode.USAGE,
+            f"{application!r} is not an application but {type(found).__name__}",
         )
     return found
 

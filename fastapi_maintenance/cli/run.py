@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
+import subprocess
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import anyio
-import anyio.to_thread
 
-from ..orders import Order, new_holder
+from ..changes import CannotDrainError, EnableOptions, new_holder
+from ..fence import foresee
 from ..stores import StoreError
-from ..waiting import Fenced, FenceRefusedError, Plan
-from .display import Waiting
-from .operate import put_back
+from ..switch import DrainOptions, Publication
+from .commands import put_back
+from .display import WaitDisplay
+from .exits import ExitCode, FailureError
 from .signals import InterruptedBySignalError, Signals, signal_name
-from .target import FailureError, Target
-
-OWN_FAILURE: Final = 125
-NO_COMMAND: Final = 127
+from .target import Target
 
 STAYS_ON: Final = "maintenance stays on; `fastapi-maintenance off` opens it"
 
 
 def run_command(
     target: Target,
-    order: Order,
-    plan: Plan,
+    enable: EnableOptions,
+    drain: DrainOptions,
     command: Sequence[str],
     *,
     init: bool,
@@ -46,85 +43,104 @@ def run_command(
     path = shutil.which(command[0])
     if path is None:
         raise FailureError(
-            NO_COMMAND,
-            f"no command, or none to execute: {command[0]!r}; nothing was published",
+            ExitCode.NO_COMMAND,
+            f"there is no command {command[0]!r} that can be executed; nothing has"
+            " changed",
         )
     try:
-        target.require(init=init)
-    except FailureError as error:
-        raise FailureError(OWN_FAILURE, str(error)) from None
-    try:
-        # Before there is any thread: each inherits what is held back here.
         with Signals() as signals:
-            run = _Run(target, plan, signals, stay=stay)
-            return anyio.run(run.take, order, path, command, token)
-    except (StoreError, FenceRefusedError, OSError) as error:
-        raise FailureError(OWN_FAILURE, str(error)) from error
+            run = _Run(target, drain, signals, stay=stay)
+            words = [path, *command[1:]]
+            return anyio.run(run.take, enable, words, init, token)
+    except (StoreError, CannotDrainError, OSError) as error:
+        raise FailureError(ExitCode.NOT_STARTED, str(error)) from error
 
 
 class _Run:
     def __init__(
-        self, target: Target, plan: Plan, signals: Signals, *, stay: bool
+        self, target: Target, drain: DrainOptions, signals: Signals, *, stay: bool
     ) -> None:
         self._target = target
         self._switch = target.switch
-        self._plan = plan
+        self._options = drain
         self._signals = signals
         self._stay = stay
         self._holder = new_holder()
 
     async def take(
-        self, order: Order, path: str, command: Sequence[str], token: str | None
+        self,
+        enable: EnableOptions,
+        words: Sequence[str],
+        init: bool,  # anyio.run passes no keywords
+        token: str | None,
     ) -> int:
-        fenced = await self._switch.fence(self._plan, order, holder=self._holder)
-        self._target.published(fenced.state, fenced.roster, token)
         try:
-            await self._drain(fenced)
+            await self._signals.watch(lambda: self._foresee(init=init))
+        except InterruptedBySignalError as error:
+            raise FailureError(
+                ExitCode.of_signal(error.number), f"{error}; nothing has changed"
+            ) from None
+        publication = await self._switch.publish_to_drain(
+            self._options, enable, holder=self._holder
+        )
+        self._target.published(publication, publication.roster, token=token)
+        try:
+            await self._drain(publication)
             self._signals.check()
         except InterruptedBySignalError as error:
-            # Whoever interrupts does not ask to open.
-            await self._fail(fenced, 128 + error.number, str(error), stays=True)
+            # To interrupt is not to open.
+            code = ExitCode.of_signal(error.number)
+            await self._fail(publication, code, str(error), stays=True)
         except StoreError as error:
-            await self._fail(fenced, OWN_FAILURE, str(error), stays=self._stay)
+            await self._fail(publication, ExitCode.NOT_STARTED, str(error))
         try:
-            child = self._start(path, command)
+            # What this process has inherited is passed on; what Python opens is not.
+            child = subprocess.Popen(words, close_fds=False)  # noqa: ASYNC220, S603  # the user's own command
         except OSError as error:
-            text = f"cannot start {path}: {error.strerror}"
-            await self._fail(fenced, OWN_FAILURE, text, stays=self._stay)
-        code, received = await anyio.to_thread.run_sync(
-            self._signals.wait_for_child, child
-        )
-        return await self._settle(fenced, code, received)
+            text = f"cannot start {words[0]}: {error.strerror}"
+            await self._fail(publication, ExitCode.NOT_STARTED, text)
+        with child:
+            code = await self._signals.follow(child)
+        return await self._finish(publication, code)
 
-    async def _drain(self, fenced: Fenced) -> None:
-        with Waiting(self._target.out, fenced.state.epoch, self._plan.timeout) as shown:
+    async def _foresee(self, *, init: bool) -> None:
+        """Refuse at once what no wait could end well, before anything has changed."""
+        await self._target.require(init=init, code=ExitCode.NOT_STARTED)
+        roster = None if self._target.fixed else await self._switch.roster()
+        verdict = roster and foresee(roster, self._options.workers)
+        if verdict:
+            raise FailureError(
+                ExitCode.NOT_STARTED, f"{verdict.reason}; nothing has changed"
+            )
+
+    async def _drain(self, publication: Publication) -> None:
+        state = publication.state
+        with WaitDisplay(self._target, state, self._options.timeout) as display:
             report = await self._signals.watch(
-                lambda: self._switch.wait(fenced, self._plan, look=shown.look)
+                lambda: self._switch.wait(
+                    publication, self._options, progress=display.look
+                )
             )
         if not report.drained:
-            text = f"{self._target.not_drained(report)}; the command was not started"
-            await self._fail(fenced, OWN_FAILURE, text, stays=self._stay)
-        self._target.drained(report)
-
-    def _start(self, path: str, command: Sequence[str]) -> int:
-        python_ignores = [signal.SIGPIPE, signal.SIGXFSZ]
-        return os.posix_spawn(
-            path,
-            list(command),
-            os.environ,
-            setsigmask=self._signals.before,
-            setsigdef=python_ignores,
-        )
+            text = self._target.not_drained(report, state)
+            text += "; the command was not started"
+            await self._fail(publication, ExitCode.NOT_STARTED, text)
+        self._target.drained(report, state)
 
     async def _fail(
-        self, fenced: Fenced, code: int, text: str, *, stays: bool
+        self,
+        publication: Publication,
+        code: int,
+        text: str,
+        *,
+        stays: bool | None = None,
     ) -> NoReturn:
         try:
-            if stays:
+            if self._stay if stays is None else stays:
                 await self._switch.release(self._holder, stays=True)
                 then = STAYS_ON
             else:
-                then = put_back(fenced.before, await self._switch.undo(fenced))
+                then = put_back(publication, await self._switch.undo(publication))
         except StoreError as error:
             then = (
                 "maintenance stays on and held, `fastapi-maintenance off --force` opens"
@@ -132,36 +148,36 @@ class _Run:
             )
         raise FailureError(code, f"{text}; {then}")
 
-    async def _settle(self, fenced: Fenced, code: int, received: list[int]) -> int:
-        out = self._target.out
+    async def _finish(self, publication: Publication, code: int) -> int:
+        out, received = self._target.out, list(self._signals.received)
         succeeded = code == 0 and not received
-        final = code if code >= 0 else 128 - code
+        final = code if code >= 0 else ExitCode.of_signal(-code)
         how = f"exit code {code}" if code >= 0 else signal_name(-code)
         try:
-            present = await self._switch.source.read(self._switch.name)
+            present = await self._switch.read()
             if succeeded:
-                state = await self._switch.undo(fenced)
+                state = await self._switch.undo(publication)
             else:
                 state = await self._switch.release(self._holder, stays=True)
         except StoreError as error:
-            out.emit("end", command_exit=code, signals=received, active=None)
+            out.emit("end", command_exit=code, signals=received, enabled=None)
             text = (
                 f"the command ended with {how}, but maintenance stays on and held,"
                 f" `fastapi-maintenance off --force` opens it: {error}"
             )
-            raise FailureError(final or OWN_FAILURE, text) from error
-        active = state is not None and state.active
-        out.emit("end", command_exit=code, signals=received, active=active)
+            raise FailureError(final or ExitCode.NOT_STARTED, text) from error
+        enabled = state is not None and state.enabled
+        out.emit("end", command_exit=code, signals=received, enabled=enabled)
         if self._holder not in present.holders:
             out.warn(
                 f"the command ended with {how}, but had lost its hold:"
-                f" {present.actor or 'somebody'} published another state meanwhile"
+                f" {present.actor or 'another operator'} published another state"
             )
         elif not succeeded:
             names = ", ".join(signal_name(number) for number in received)
             after = f" after {names}" if names else ""
             out.warn(f"the command ended with {how}{after}; {STAYS_ON}")
-        elif active:
+        elif enabled:
             out.say("The command succeeded; maintenance stays on: others hold it.")
         else:
             out.say("The command succeeded; maintenance is off.")

@@ -1,21 +1,28 @@
-"""Signals that are waited for, so that none comes between two steps."""
+"""Signals are noted when they come, and looked at between two steps."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from types import FrameType, TracebackType
+from typing import Any, Final, Self, TypeVar
 
 import anyio
 
 T = TypeVar("T")
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_INTERVAL: Final = 0.05
-_PATIENCE: Final = 0.25
+# Windows has no HUP.
+_ENDING: Final = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
+)
+_INTERVAL: Final = 0.02
+"""Seconds between two looks at what has come."""
 
 
 def signal_name(number: int) -> str:
@@ -27,7 +34,7 @@ def signal_name(number: int) -> str:
 
 
 class InterruptedBySignalError(Exception):
-    """Somebody wants this process to end.
+    """A signal asks this process to end.
 
     Attributes:
         number: The signal.
@@ -39,27 +46,25 @@ class InterruptedBySignalError(Exception):
 
 
 class Signals:
-    """Holds INT, TERM and HUP back for a block, to be taken one at a time.
+    """Notes INT, TERM and HUP for a block, in which they end nothing by themselves.
 
-    What was ignored from the start, as HUP under ``nohup``, stays ignored. Threads
-    that start in the block hold them back, too; it must begin before they do.
+    What was ignored from the start, such as HUP under ``nohup``, stays ignored. It
+    works in the main thread.
 
     Attributes:
-        held: The signals that are held back.
-        before: The signals that were, for a child to go back to.
+        received: The signals that have come, in their order.
     """
 
     def __enter__(self) -> Self:
-        self.held: set[signal.Signals] = {
-            number
-            for number in _ENDING
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        # Ignored, it would take the child's exit code with it.
-        self._child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self.before: set[int | signal.Signals] = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {*self.held, signal.SIGCHLD}
-        )
+        self.received: list[int] = []
+        self._before: dict[int, Any] = {}  # handlers, as the standard library has them
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        ended = getattr(signal, "SIGCHLD", None)
+        if ended is not None:
+            # Ignored, it would take the exit code of a child with it.
+            self._before[ended] = signal.signal(ended, signal.SIG_DFL)
         return self
 
     def __exit__(
@@ -68,15 +73,12 @@ class Signals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        while self.poll() is not None:
-            pass  # What came while we were leaving has the same meaning.
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
-        signal.signal(signal.SIGCHLD, self._child or signal.SIG_DFL)
+        for number, handler in self._before.items():
+            # None: a handler that was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def poll(self) -> int | None:
-        """Return a signal that has come, without waiting."""
-        found = signal.sigtimedwait(self.held, 0)
-        return None if found is None else found.si_signo
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
 
     def check(self) -> None:
         """Raise for a signal that has come.
@@ -84,9 +86,8 @@ class Signals:
         Raises:
             InterruptedBySignalError: If there is one.
         """
-        number = self.poll()
-        if number is not None:
-            raise InterruptedBySignalError(number)
+        if self.received:
+            raise InterruptedBySignalError(self.received[0])
 
     async def watch(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run a piece of work until it is done or a signal comes.
@@ -95,17 +96,15 @@ class Signals:
             InterruptedBySignalError: If a signal came, however the work ended then.
         """
         loop = asyncio.get_running_loop()
-        number: int | None = None
         timer: asyncio.Handle
         found: list[T] = []
 
         def look() -> None:
-            nonlocal number, timer
-            number = self.poll()
-            if number is None:
-                timer = loop.call_later(_INTERVAL, look)
-            else:
+            nonlocal timer
+            if self.received:
                 scope.cancel()
+            else:
+                timer = loop.call_later(_INTERVAL, look)
 
         with anyio.CancelScope() as scope:
             timer = loop.call_soon(look)
@@ -114,28 +113,45 @@ class Signals:
             finally:
                 timer.cancel()
                 # Also where the work took the cancellation for a failure.
-                if number is not None:
-                    raise InterruptedBySignalError(number)
+                self.check()
         return found[0]
 
-    def wait_for_child(self, pid: int) -> tuple[int, list[int]]:
-        """Wait for a process, and hand on to it what comes meanwhile.
+    async def follow(self, child: subprocess.Popen[bytes]) -> int:
+        """Wait for a process, and pass on to it what comes.
 
         Returns:
-            Its exit code, the negative signal where one ended it, and the signals
-            that came.
+            Its exit code, or the negative number of the signal that ended it.
         """
-        received: list[int] = []
+        passed = 0
         while True:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status), received
-            found = signal.sigtimedwait({*self.held, signal.SIGCHLD}, _PATIENCE)
-            if found is None or found.si_signo == signal.SIGCHLD:
-                continue
-            received.append(found.si_signo)
-            # A key of the terminal (the kernel is the sender) reaches the whole
-            # foreground group; handed on as well, it would interrupt the child's
-            # own clean-up.
-            if found.si_code <= 0 or os.getpgid(pid) != os.getpgrp():
-                os.kill(pid, found.si_signo)
+            code = child.poll()
+            if code is not None:
+                return code
+            for number in self.received[passed:]:
+                if not _reaches_both(number, child.pid):
+                    child.send_signal(number)
+                passed += 1
+            await anyio.sleep(_INTERVAL)
+
+
+def _reaches_both(number: int, child: int) -> bool:
+    """Tell whether the terminal has sent a signal to a child as well.
+
+    Ctrl-C reaches the whole foreground group; passed on as well, it would interrupt the
+    child's own clean-up.
+    """
+    if sys.platform == "win32":
+        # A console sends it to all of its processes; and no other can be sent on.
+        return number != signal.SIGTERM
+    if number != signal.SIGINT or not hasattr(os, "tcgetpgrp"):
+        return False
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp() == os.getpgid(child)
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Final
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+import anyio
 
-from ..fence import DrainReport, Outcome, Roster, distinct_hosts
-from ..state import MaintenanceState, phase
-from ..stores import StoreError, describe, open_store
+from ..fence import DrainReport, Roster, WorkerReport, has_acknowledged
+from ..state import MaintenanceState
+from ..stores import StoreError, TemporaryStoreError, location, open_store
 from ..stores.env import EnvStore
+from ..stores.file import FileStore, foreign_owner
 from ..stores.memory import MemoryStore
-from ..switch import Switch
-from .output import Output, clean
-from .phases import (
-    crowd,
-    document,
-    facts,
-    headcount,
-    headline,
-    living,
-    row_document,
-)
-from .times import show_span
+from ..switch import Publication, Switch
+from .exits import ExitCode, FailureError
+from .facts import View
+from .options import Where
+from .output import Output
+from .times import show_moment, show_span
+from .workers import acknowledged_by, worker_document, worker_status
 
-USAGE: Final = 2
-UNREACHABLE: Final = 14
-EXIT_CODES: Final[dict[Outcome, int]] = {
-    "drained": 0,
-    "busy": 10,
-    "lost": 11,
-    "superseded": 12,
-    "too_few": 13,
-    "unknown": 15,
-}
+PATIENCE: Final = 3.0
+"""Seconds for which a command waits for a store that does not answer."""
 
 NOT_WAITED_FOR: Final = (
     "Not waited for: routes marked exempt, requests let in during maintenance, and"
@@ -45,47 +30,38 @@ NOT_WAITED_FOR: Final = (
 )
 
 
-class FailureError(Exception):
-    """A command ends here, with an exit code and one line.
-
-    Attributes:
-        code: The exit code.
-    """
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
 class Target:
     """One switch of one store, and where to write about it.
 
     Args:
-        url: The store, as ``open_store`` takes it.
-        name: The switch.
-        out: Where to write.
+        where: The store and the switch.
+        aside: Write to standard error.
 
     Attributes:
+        switch: The switch.
+        out: Where to write.
+        place: Where its state lives, for people.
+        fixed: Whether it is set when a service starts.
         interrupted: What to say when a signal ends the command now; None where that
             is how it ends.
 
     Raises:
-        ValueError: If the name or the store URL is none.
+        ValueError: If the name or the store URL cannot be used.
         FailureError: If the store lives in the service's own process.
     """
 
-    def __init__(self, url: str | None, name: str, out: Output) -> None:
-        store = open_store(url)
+    def __init__(self, where: Where, *, aside: bool = False) -> None:
+        self.out: Output = Output(as_json=where.as_json, aside=aside)
+        store = open_store(where.store)
         self.fixed: bool = isinstance(store, EnvStore)
         if isinstance(store, MemoryStore) and not self.fixed:
             raise FailureError(
-                USAGE,
+                ExitCode.USAGE,
                 "memory: is a store inside the service's own process, which no command"
                 " reaches; give the service and --store a file: or redis: store",
             )
-        self.switch: Switch = Switch(store, name)
-        self.out = out
-        self.place: str = describe(store)
+        self.switch: Switch = Switch(store, where.name)
+        self.place: str = location(store)
         self.interrupted: str | None = (
             "`fastapi-maintenance status` tells whether it was published"
         )
@@ -93,144 +69,167 @@ class Target:
     def __str__(self) -> str:
         return f"{self.switch.name!r} in {self.place}"
 
-    def require(self, *, init: bool = False) -> None:
-        """Refuse a store that is not there: the service talks to another one.
+    async def require(
+        self, *, init: bool = False, code: int = ExitCode.UNREACHABLE
+    ) -> None:
+        """Refuse a store that is not there, or that cannot be used from here.
+
+        Args:
+            init: Whether it is to be made.
+            code: The exit code then.
 
         Raises:
-            FailureError: If it is not there and is not to be made.
+            FailureError: If it is missing, another user's, or does not answer.
         """
-        if init or getattr(self.switch.store, "exists", True):
-            return
-        raise FailureError(
-            UNREACHABLE,
-            f"no store at {self.place}: start the service first, name its store with"
-            " --store or FASTAPI_MAINTENANCE_STORE, or make one with `on --init`",
-        )
+        store = self.switch.store
+        if isinstance(store, FileStore):
+            self._keep_out(store, code)
+            if not (init or store.exists):
+                raise FailureError(
+                    code,
+                    f"no store at {self.place}: start the service first, with"
+                    " FastAPI(lifespan=guard.lifespan); name its store with --store or"
+                    " FASTAPI_MAINTENANCE_STORE; or make one with `on --init`",
+                )
+        try:
+            with anyio.fail_after(PATIENCE):
+                await self.switch.read()
+        except TimeoutError:
+            raise FailureError(
+                code,
+                f"{self.place} has not answered for {PATIENCE:g} s; check that it is"
+                " running and that --store names it",
+            ) from None
+        except TemporaryStoreError as error:
+            raise FailureError(code, str(error)) from error
+        except StoreError:
+            pass  # Damaged: ``on`` and ``off`` repair it, the others say so.
+
+    def _keep_out(self, store: FileStore, code: int) -> None:
+        """Refuse, as root, a directory in which another user could have put links."""
+        for path in (store.path, store.run_dir):
+            owner = foreign_owner(path)
+            if owner is not None:
+                raise FailureError(
+                    code,
+                    f"{path} or its parent directory belongs to {owner}, and root stays"
+                    " out of it; use",
+                    run_as=owner,
+                )
 
     async def roster(self) -> Roster | None:
         """Return the workers, or None with a warning where they cannot be read."""
         try:
-            return await self.switch.source.roster(self.switch.name)
+            return await self.switch.roster()
         except StoreError as error:
             self.out.warn(f"the workers are not known: {error}")
             return None
 
-    def now(self) -> datetime:
-        """Return the present moment."""
-        return self.switch.clock()
-
-    def report(
-        self,
-        event: str,
-        state: MaintenanceState,
-        roster: Roster | None,
-        **more: object,
-    ) -> None:
-        """Write for scripts what a state is, where it lives and for whom it speaks."""
-        rows = [] if roster is None else living(roster)
-        self.out.emit(
-            event,
-            store=self.place,
+    def view(self, state: MaintenanceState, roster: Roster | None) -> View:
+        """Return the switch at this moment."""
+        return View(
+            place=self.place,
             name=self.switch.name,
-            phase=phase(state, self.now()),
-            in_force=state.in_force(self.now()),
-            state=document(state),
-            workers=None
-            if roster is None
-            else [row_document(row, state.epoch) for row in rows],
-            machines=distinct_hosts(rows),
-            uncounted=roster is not None and roster.uncounted,
-            **more,
+            state=state,
+            roster=roster,
+            now=self.switch.clock(),
+            fixed=self.fixed,
         )
-
-    def describe(
-        self,
-        event: str,
-        state: MaintenanceState,
-        roster: Roster | None,
-        token: str | None = None,
-    ) -> None:
-        """Write what a state is, where it lives and for whom it speaks."""
-        more = {} if token is None else {"bypass_token": token}
-        self.report(event, state, roster, **more)
-        if self.out.live:
-            self.out.show(self.view(state, roster, token))
-            return
-        self.out.say(headline(state, self.now()))
-        for label, value in self._facts(state, roster, token):
-            self.out.say(f"  {label:<10} {value}".rstrip())
-
-    def view(
-        self, state: MaintenanceState, roster: Roster | None, token: str | None = None
-    ) -> RenderableType:
-        """Return the same for a terminal, where long values keep their column."""
-        on = state.in_force(self.now())
-        head = Text(
-            headline(state, self.now()), style="bold yellow" if on else "bold green"
-        )
-        table = Table.grid(padding=(0, 1, 0, 0))
-        table.add_column(no_wrap=True, min_width=12)
-        table.add_column(overflow="fold")
-        for label, value in self._facts(state, roster, token):
-            table.add_row(Text(f"  {label}", style="dim"), Text(clean(value)))
-        return Group(head, table)
-
-    def _facts(
-        self, state: MaintenanceState, roster: Roster | None, token: str | None
-    ) -> Iterator[tuple[str, str]]:
-        yield "store", self.place
-        yield "switch", self.switch.name
-        if not self.fixed:
-            yield "workers", "not known" if roster is None else crowd(roster)
-        yield from facts(state, self.now())
-        if token is not None:
-            yield "token", token
-            yield "", "shown once: the header X-Maintenance-Bypass carries it, or"
-            yield "", "the cookie maintenance_bypass"
 
     def warn_if_alone(self, roster: Roster | None) -> None:
         """Warn when no worker has joined: the commonest mistake is another store."""
-        if roster is None or roster.uncounted or living(roster) or self.fixed:
+        if roster is None or roster.living or self.fixed:
+            return
+        if roster.uncounted:
+            self.out.warn(
+                f"a service uses {self} and could not join, so it is not counted; its"
+                " log says why"
+            )
             return
         self.out.warn(
-            f"no worker has joined {self}: is the service running, and does it use"
-            " this store and name?"
+            f"no worker has joined {self}: is the service running, does it use this"
+            " store and name, and FastAPI(lifespan=guard.lifespan)?"
         )
 
     def published(
-        self, state: MaintenanceState, roster: Roster | None, token: str | None = None
+        self,
+        publication: Publication,
+        roster: Roster | None,
+        *,
+        token: str | None = None,
+        acknowledged: bool = False,
     ) -> None:
-        """Say what was set."""
-        self.describe("published", state, roster, token)
-        self.warn_if_alone(roster)
+        """Say what was set.
 
-    def drained(self, report: DrainReport) -> None:
+        Args:
+            publication: What was published.
+            roster: The workers.
+            token: The bypass token that was made, which is shown this once.
+            acknowledged: Whether to say how many workers have acknowledged it.
+        """
+        state = publication.state
+        view, notes = self.view(state, roster), list(_notes(publication))
+        extra: dict[str, object] = {"notes": notes} if notes else {}
+        if token is not None:
+            extra["bypass_token"] = token
+        if acknowledged and roster is not None:
+            seen = [
+                worker for worker in view.workers if has_acknowledged(worker, state)
+            ]
+            extra |= {"acknowledged": len(seen), "joined": len(view.workers)}
+        self.out.emit("published", **view.document(), **extra)
+        view.show(self.out)
+        if token is not None:
+            self.out.say(f"  token      {token}")
+            self.out.say("             shown once: send it in the header")
+            self.out.say("             X-Maintenance-Bypass or the cookie")
+            self.out.say("             maintenance_bypass")
+        for note in notes:
+            self.out.say(note)
+        self.warn_if_alone(roster)
+        if acknowledged and view.workers:
+            self._say_acknowledged(view)
+
+    def _say_acknowledged(self, view: View) -> None:
+        text = acknowledged_by(view.workers, view.state)
+        self.out.say(f"{text[0].upper()}{text[1:]}.")
+        missing = [
+            f"{worker.name} ({worker_status(worker, view.state, view.now)})"
+            for worker in view.workers
+            if not has_acknowledged(worker, view.state)
+        ]
+        if missing:
+            self.out.warn(
+                f"not acknowledged by {', '.join(missing)}; look again with"
+                " `fastapi-maintenance status`"
+            )
+
+    def drained(self, report: DrainReport, state: MaintenanceState) -> None:
         """Say that the wait is over, and what it was not for."""
-        self._result(report)
-        rows = [row for row in report.workers if row.liveness != "dead"]
+        self._result(report, state)
+        # Each of them has acknowledged, or it would not be drained.
+        who = acknowledged_by(report.workers, state)
         self.out.say(
-            f"Drained after {show_span(report.seconds)}: {headcount(rows)}; nothing"
-            " from before is running."
+            f"Drained after {show_span(report.seconds)}: {who}; nothing from before is"
+            " running."
         )
         self.out.say(NOT_WAITED_FOR)
         if report.read_only:
-            self.out.say(
-                "Reads continue (read-only): they were not waited for, either."
-            )
+            self.out.say("Reads continue (read-only): they were not waited for either.")
 
-    def not_drained(self, report: DrainReport) -> str:
+    def not_drained(self, report: DrainReport, state: MaintenanceState) -> str:
         """Say why the wait failed.
 
         Returns:
             The same for the error's line, which has to say how the state is left.
         """
-        self._result(report)
+        self._result(report, state)
         return (
             f"not drained after {show_span(report.seconds)} ({report.outcome}):"
             f" {report.reason}"
         )
 
-    def _result(self, report: DrainReport) -> None:
+    def _result(self, report: DrainReport, state: MaintenanceState) -> None:
         self.out.emit(
             "result",
             outcome=report.outcome,
@@ -239,6 +238,28 @@ class Target:
             epoch=report.epoch,
             seconds=round(report.seconds, 3),
             read_only=report.read_only,
-            workers=[row_document(row, report.epoch) for row in report.workers],
+            workers=self.documents(report.workers, state),
             not_waited_for=NOT_WAITED_FOR if report.drained else None,
         )
+
+    def documents(
+        self, workers: Sequence[WorkerReport], state: MaintenanceState
+    ) -> list[dict[str, object]]:
+        """Return workers for scripts."""
+        now = self.switch.clock()
+        return [worker_document(worker, state, now) for worker in workers]
+
+
+def _notes(publication: Publication) -> list[str]:
+    """Return what a publication has changed that its author may not expect."""
+    before, state = publication.before, publication.state
+    if before is None or not before.enabled or not state.enabled:
+        return []
+    notes = []
+    if before.starts_at is not None and (state.starts_at or state.since) != (
+        before.starts_at
+    ):
+        notes.append(f"The window planned for {show_moment(before.starts_at)} is gone.")
+    if before.read_only and not state.read_only:
+        notes.append("Reads are refused now: it was read-only before.")
+    return notes

@@ -23,7 +23,7 @@ def parse_duration(text: str, *, bare: bool = False) -> timedelta:
         bare: Read a number without a unit as seconds.
 
     Raises:
-        ValueError: If it is no duration, or too long for a calendar.
+        ValueError: If it is not a duration, or too long for a calendar.
     """
     word = text.strip().lower()
     if bare and _SECONDS.fullmatch(word):
@@ -52,7 +52,7 @@ def parse_moment(text: str, *, after: datetime) -> datetime:
         An aware time in UTC.
 
     Raises:
-        ValueError: If it is no time, is skipped here when clocks change, or happens
+        ValueError: If it is not a time, is skipped here when clocks change, or happens
             twice; the message names the remedy.
     """
     word = text.strip()
@@ -72,11 +72,11 @@ def parse_moment(text: str, *, after: datetime) -> datetime:
     except _LocalTimeError:
         raise
     except (ValueError, OverflowError):
-        raise ValueError(f"out of the calendar: {text!r}") from None
+        raise ValueError(f"outside of the calendar: {text!r}") from None
 
 
 class _LocalTimeError(ValueError):
-    """A local time that no clock, or that clocks twice, will show."""
+    """A local time that does not exist, or that happens twice."""
 
 
 def _next(today: datetime, after: datetime) -> datetime:
@@ -85,8 +85,8 @@ def _next(today: datetime, after: datetime) -> datetime:
 
 
 def _resolved(naive: datetime) -> datetime:
-    # PEP 495: a time that a clock change skips does not survive the way to UTC and
-    # back; one that it repeats means two moments, one for each fold.
+    # PEP 495: a time that a clock change skips comes back from UTC as another one. A
+    # time that it repeats means two moments, one for each fold.
     both = sorted({naive.replace(fold=fold).astimezone(UTC) for fold in (0, 1)})
     found = [
         moment

@@ -1,29 +1,31 @@
-"""Where the state lives: one contract, one module for each engine.
+"""Where a state and the workers' reports are kept: one contract, one file per engine.
 
-A store of your own needs the small half only, ``Store``. Those that ship
-here are also ``FencedStore``: they know their workers and can be drained.
+A store does I/O and nothing else. It knows neither requests nor threads.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Final, Protocol, TypeGuard, runtime_checkable
+from urllib.parse import parse_qs, unquote
 
-from ..fence import Roster
+from ..fence import Receipt, Roster, WorkerReport
 from ..state import MaintenanceState
 
-if TYPE_CHECKING:
-    from ._worker import Worker
+Change = Callable[[MaintenanceState | None], MaintenanceState]
+"""From the stored state, or None where nothing is stored, to the next one.
 
-Change = Callable[[MaintenanceState], MaintenanceState]
-"""From the present state to the next one; may run more than once."""
+The state that it returns has a larger epoch. A store may call it more than once.
+"""
 
 ENVIRONMENT: Final = "FASTAPI_MAINTENANCE_STORE"
 DEFAULT_PATH: Final = ".fastapi-maintenance"
+POLL_INTERVAL: Final = 1.0
+"""Seconds between two reads of a store that names no interval of its own."""
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 
@@ -36,98 +38,130 @@ class StoreReadOnlyError(StoreError):
     """The store can never be set, as one that is configured at start."""
 
 
+class CannotJoinError(StoreError):
+    """A worker cannot report here, and serves without being counted."""
+
+
+class TemporaryStoreError(StoreError):
+    """What may be over in a moment: an outage, a restart, a failover."""
+
+
 @runtime_checkable
 class Store(Protocol):
     """Where the state lives: all that a store of your own needs.
 
-    Such a store is refreshed in the background once a second. It has no fence:
-    a drain answers *unknown*, never *drained*.
+    Methods are called from threads, may block, and raise ``StoreError``. A store with
+    these two methods is read once a second, and a drain answers *unknown*. With the
+    methods of ``FencedStore`` as well it has everything.
+
+    A store may also have: ``wait(names, seconds)``, which returns when there may be a
+    new state; ``wake()``, which ends a wait; ``close()``; ``local``, whether a read
+    costs microseconds; ``poll_interval``, in seconds; ``location``, a text for people,
+    by which the guards of one process share a worker; ``forked()``, called in a child
+    process, which must not use its parent's connections and locks.
     """
 
-    async def read(self, name: str) -> MaintenanceState:
-        """Return the present state of a switch; off when nothing is stored.
+    def read(self, name: str) -> MaintenanceState | None:
+        """Return the stored state of a switch, or None where nothing is stored.
 
         Raises:
-            StoreError: If the state cannot be read. Workers then keep the last
-                one that they know.
+            StoreError: If it cannot be read. Workers then keep the last state that
+                they know.
         """
         ...
 
-    async def publish(self, name: str, change: Change) -> MaintenanceState:
-        """Replace the state by ``change(state)`` under a larger epoch.
+    def publish(self, name: str, change: Change) -> MaintenanceState:
+        """Save ``change(stored state)`` and return it.
 
-        No other publication may come between the reading and the writing.
+        Nothing else may be saved between the reading and the writing. What ``change``
+        raises passes through, and nothing is saved.
 
         Raises:
-            StoreError: If it cannot be set.
+            StoreError: If it cannot be set, or the epoch of the new state is not
+                larger than the stored one.
         """
         ...
 
 
 class FencedStore(Store, Protocol):
-    """A store that knows its workers, so that it can tell when they are drained."""
+    """A store that keeps the workers' reports too, so that it can be drained."""
 
-    @property
-    def location(self) -> str:
-        """Where the state lives, for people; without secrets."""
-        ...
+    def report(self, name: str, report: WorkerReport) -> Receipt:
+        """Keep a report in place of the worker's earlier one, and list the worker.
 
-    @property
-    def pause(self) -> float:
-        """Seconds between two looks of a drain."""
-        ...
-
-    def worker(self, name: str) -> Worker:
-        """Return this process's one worker for a switch; it may not have joined."""
-        ...
-
-    def peek(self, name: str) -> MaintenanceState:
-        """Return what can be said of the state without waiting.
+        The roster is made if there is none: ``fence.joined`` says how.
 
         Raises:
-            StoreError: If that is nothing; the message names the remedy.
+            CannotJoinError: If no worker can report here; it serves uncounted.
+            StoreError: If the store does not answer; the worker has not joined.
         """
         ...
 
-    async def roster(self, name: str) -> Roster:
-        """Return all worker rows, the proven dead removed.
+    def roster(self, name: str) -> Roster:
+        """Return who has joined. Makes nothing.
 
         Raises:
-            StoreError: If the rows cannot be read. Never an empty roster instead.
+            StoreError: If that cannot be read. Never an empty roster instead.
         """
         ...
 
-    async def forget(self, name: str, workers: Iterable[str]) -> None:
-        """Remove rows of workers that a person knows to be gone for good."""
+    def confirm(self, name: str, generation: str, *, complete: bool) -> str:
+        """Mark a roster as complete, or replace it by a new one that is not.
+
+        Nothing changes unless ``generation`` is the present one.
+
+        Returns:
+            The generation that is the present one then; ``""`` without a roster.
+
+        Raises:
+            StoreError: If that cannot be stored.
+        """
         ...
 
-    async def vouch(self, name: str, generation: str) -> None:
-        """Take a roster as complete, on a person's word, while it is the present one.
+    def remove(self, name: str, worker: str) -> None:
+        """Take a worker off the list, and remove its report.
 
-        Args:
-            name: Which switch.
-            generation: That of the roster which was judged.
+        Raises:
+            StoreError: If that cannot be stored.
         """
         ...
 
 
-def is_fenced(store: Store) -> bool:
-    """Tell whether a store knows its workers."""
-    return all(hasattr(store, part) for part in ("worker", "peek", "roster"))
+def has_fence(store: Store) -> TypeGuard[FencedStore]:
+    """Tell whether a store keeps reports."""
+    return all(
+        callable(getattr(store, method, None))
+        for method in ("report", "roster", "confirm", "remove")
+    )
 
 
-def describe(store: Store) -> str:
+def is_in_process(store: Store) -> bool:
+    """Tell whether a store is memory of this process, which nothing else can set."""
+    return bool(getattr(store, "in_process", False))
+
+
+def is_local(store: Store) -> bool:
+    """Tell whether a read costs microseconds."""
+    return bool(getattr(store, "local", False))
+
+
+def poll_interval(store: Store) -> float:
+    """Return the seconds between two reads of a store."""
+    return float(getattr(store, "poll_interval", POLL_INTERVAL))
+
+
+def location(store: Store) -> str:
     """Return where a store's state lives, for people."""
-    location = getattr(store, "location", None)
-    return location if isinstance(location, str) else type(store).__name__
+    found = getattr(store, "location", None)
+    return found if isinstance(found, str) else type(store).__name__
 
 
 def check_name(name: object) -> str:
     """Return the name of a switch.
 
     Raises:
-        ValueError: If it is no string or does not match ``[a-z0-9_-]{1,64}``, which
-            is what file names, Redis keys and command lines have in common.
+        ValueError: If it is not a string of 1 to 64 of ``a-z 0-9 _ -``, which file
+            names, Redis keys and command lines have in common.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
@@ -135,6 +169,19 @@ def check_name(name: object) -> str:
             " example 'payments'"
         )
     return name
+
+
+def check_growth(before: MaintenanceState | None, after: MaintenanceState) -> None:
+    """Refuse a state whose epoch is not larger than the stored one.
+
+    Raises:
+        StoreError: If it is not.
+    """
+    if before is not None and after.epoch <= before.epoch:
+        raise StoreError(
+            f"epoch {after.epoch} is not larger than the stored one, {before.epoch};"
+            " read the state and publish again"
+        )
 
 
 def as_store(store: Store | str | None) -> Store:
@@ -151,6 +198,12 @@ def as_store(store: Store | str | None) -> Store:
             f"store must be a Store, a URL or None, not {store!r}; for example"
             ' "file:/var/lib/shop/maintenance"'
         )
+    for method in (store.read, store.publish):
+        if inspect.iscoroutinefunction(method):
+            raise TypeError(
+                f"{method.__qualname__} must be a plain function, not async: it is"
+                " called from threads, and may block"
+            )
     return store
 
 
@@ -160,12 +213,12 @@ def open_store(url: str | None = None) -> Store:
     Args:
         url: ``memory:``, ``env:``, ``env:NAME``, ``file:PATH``,
             ``file:///ABSOLUTE?run_dir=PATH``, ``redis://HOST/0?prefix=shop``,
-            ``rediss://`` or ``unix://``. Default: the environment's
+            ``rediss://``, ``unix://``, or a SQLAlchemy URL. Default: the environment's
             ``FASTAPI_MAINTENANCE_STORE``, else ``file:.fastapi-maintenance``.
 
     Raises:
-        ValueError: If the URL names no store that exists, or has an option that
-            the store does not know.
+        ValueError: If the URL names no store that exists, or has an option that the
+            store does not know.
         ImportError: If the store needs an extra; the message has the line that
             installs it.
 
@@ -177,35 +230,49 @@ def open_store(url: str | None = None) -> Store:
         url = os.environ.get(ENVIRONMENT) or f"file:{DEFAULT_PATH}"
     if not isinstance(url, str):
         raise TypeError(f"a store URL must be a string, not {url!r}")
+    # Each engine is loaded when it is used.
     scheme, colon, rest = url.partition(":")
+    dialect = scheme.partition("+")[0]
     if colon and scheme == "memory" and not rest:
-        from .memory import MemoryStore  # noqa: PLC0415  # each store is loaded when it is used
+        from .memory import MemoryStore  # noqa: PLC0415
 
         return MemoryStore()
     if colon and scheme == "env":
-        from .env import EnvStore  # noqa: PLC0415  # each store is loaded when it is used
+        from .env import EnvStore  # noqa: PLC0415
 
         return EnvStore(rest) if rest else EnvStore()
     if colon and scheme == "file":
         return _open_file(url, rest)
     if colon and scheme in {"redis", "rediss", "unix"}:
-        from .redis import RedisStore  # noqa: PLC0415  # each store is loaded when it is used
+        from .redis import RedisStore  # noqa: PLC0415
 
         return RedisStore.from_url(url)
+    if rest.startswith("//") and dialect in {
+        *("postgresql", "postgres", "mysql", "mariadb", "sqlite", "oracle", "mssql"),
+    }:
+        from .sql import SQLStore  # noqa: PLC0415
+
+        return SQLStore.from_url(url)
     raise ValueError(
-        f"unknown store URL {_shown(url)!r}; use memory:, env:NAME, file:PATH or"
-        " redis://HOST/0?prefix=NAME"
+        f"unknown store URL {_without_password(url)!r}; use memory:, env:NAME,"
+        " file:PATH, redis://HOST/0?prefix=NAME or postgresql+psycopg://HOST/DATABASE"
     )
 
 
 def _open_file(url: str, rest: str) -> Store:
-    from .file import FileStore  # noqa: PLC0415  # each store is loaded when it is used
+    from .file import FileStore  # noqa: PLC0415
 
-    parts = urlsplit(rest)
-    options = parse_qs(parts.query, keep_blank_values=True)
-    run_dir = options.pop("run_dir", [None])
-    path = unquote(parts.path)
-    if parts.netloc or parts.fragment or options or len(run_dir) != 1 or not path:
+    path, _, query = rest.partition("?")
+    options = parse_qs(query, keep_blank_values=True)
+    run_dir = options.pop("run_dir", [""])
+    host = ""
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        # On Windows, the path of ``file:///C:/srv`` is ``C:/srv``.
+        drive = os.name == "nt" and path[1:2] == ":"
+        path = path if drive else slash + path
+    path = unquote(path)
+    if host or options or len(run_dir) != 1 or not path:
         raise ValueError(
             f"not a file store URL: {url!r}; use file:PATH or"
             " file:///ABSOLUTE/PATH?run_dir=PATH"
@@ -213,6 +280,6 @@ def _open_file(url: str, rest: str) -> Store:
     return FileStore(Path(path), run_dir=run_dir[0] or None)
 
 
-def _shown(url: str) -> str:
+def _without_password(url: str) -> str:
     # A mistyped scheme may stand before a password.
     return re.sub(r"//[^/@]*@", "//***@", url)

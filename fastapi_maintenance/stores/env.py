@@ -18,28 +18,29 @@ class EnvStore(MemoryStore):
     """Reads a variable once, at construction; it can never be set at run time.
 
     Args:
-        variable: Its name. Unset means off.
+        variable: Its name. Unset or empty means off.
 
     Raises:
-        ValueError: If its value is not one of ``1 true yes on`` or ``0 false no
-            off``, in any case: a misspelt word must not open a service.
+        ValueError: If its value is not one of ``1 true yes on`` or ``0 false no off``,
+            in any case: a misspelt word must not open a service.
     """
 
     def __init__(self, variable: str = "FASTAPI_MAINTENANCE_MODE") -> None:
         if not variable or "=" in variable or "\0" in variable:
             raise ValueError(f"not a name of an environment variable: {variable!r}")
-        value = os.environ.get(variable)
-        word = "off" if value is None else value.strip().casefold()
+        value = os.environ.get(variable, "")
+        # Compose writes ``VARIABLE=`` for a variable that is not set.
+        word = value.strip().casefold() or "off"
         if word not in _WORDS:
             raise ValueError(
                 f"{variable} is {value!r}; set it to one of {', '.join(_WORDS)}, or"
                 " unset it for off"
             )
-        super().__init__(active=_WORDS[word])
+        super().__init__(enabled=_WORDS[word])
         self.variable = variable
         self.location: str = f"environment variable {variable}"
 
-    async def publish(self, name: str, change: Change) -> NoReturn:
+    def publish(self, name: str, change: Change) -> NoReturn:
         """Refuse: what is set at start stays.
 
         Raises:

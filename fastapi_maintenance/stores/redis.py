@@ -2,79 +2,133 @@
 
 from __future__ import annotations
 
-import secrets
-import threading
+import random
+import re
 import time
-import weakref
-from collections import defaultdict
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, TypeVar, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-import anyio.to_thread
+from pydantic import BaseModel, ValidationError
 
-from ..fence import Roster
-from ..state import VERSION, MaintenanceState, StateFormatError
-from . import Change, StoreError
-from ._process import ProcessIdentity
-from ._redis_client import Connector, check_prefix, redis, split_prefix
-from ._redis_known import Known, patiently, understand
-from ._redis_link import RedisLink, RedisWorker
-from ._redis_rows import decode, identities
-from ._redis_scripts import Keys, Scripts, Stored
-from ._redis_thread import Hub
-from ._registry import worker_at
-from ._vanished import Vanished
+from .. import processes
+from ..fence import (
+    SILENT_AFTER,
+    Liveness,
+    Membership,
+    Receipt,
+    Roster,
+    WorkerReport,
+    joined,
+)
+from ..log import logger
+from ..state import MaintenanceState, StateFormatError
+from . import Change, StoreError, TemporaryStoreError, check_growth
+
+try:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.client import Pipeline, PubSub
+    from redis.connection import ConnectionPool, SSLConnection, parse_url
+    from redis.retry import Retry
+    from redis.sentinel import SentinelConnectionPool
+except ImportError as error:
+    raise ImportError(
+        'RedisStore needs redis-py: pip install "fastapi-maintenance-guard[redis]"'
+    ) from error
+
+TIMEOUT: Final = 1.5
+"""Seconds that one command may take."""
 
 PATIENCE: Final = 3.0
-"""Seconds for which a command of an operator is tried again."""
+"""Seconds for which a change is tried again."""
 
-WAITING: Final = 10.0
-"""Seconds for which a drain outlives an outage: a restart, a failover."""
+YOUNG: Final = 5.0
+"""Seconds after its start in which a server may lack what it had."""
+
+QUIET: Final = 10.0
+"""Seconds without a message after which a subscription is tested with a PING."""
+
+RESUBSCRIBE: Final = 1.0
+"""Seconds between two attempts to subscribe."""
+
+COMMANDS: Final = (
+    *("get", "set", "hexists", "hset", "hgetall", "hdel"),
+    *("watch", "unwatch", "multi", "exec"),
+    *("time", "info", "ping", "publish", "subscribe"),
+)
+"""All that a user of the store must be allowed to run."""
+
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_EXAMPLE: Final = "redis://HOST:6379/0?prefix=shop"
+# What redis-py adds to a client's pool for itself, or what is decided here.
+_NOT_TAKEN: Final = re.compile(
+    r"maint_notifications|orig_|himport|cache|event_dispatcher|connection_pool$"
+    r"|retry|decode_responses$|protocol$|legacy_responses$|health_check|timeout$"
+)
+_DENIALS: Final = (
+    *("NOPERM", "no permissions", "ACL failure"),
+    *("can't run this command", "can't access"),
+)
+
+T = TypeVar("T")
+TMembership = TypeVar("TMembership", Membership, Membership | None)
+Options = dict[str, Any]  # redis-py's own keyword arguments
+
+# redis-py has types for its clients, not for these.
+_parse: Callable[[str], Options] = parse_url
+_sentinel_pool: Callable[..., ConnectionPool] = SentinelConnectionPool
 
 
 class RedisStore:
     """Keeps each switch in Redis 6.2 or later, or in Valkey.
 
-    Requests read memory; a thread in each process reports its row and hears of
-    changes within milliseconds. Whatever Redis loses, workers keep the last state
-    and write it back. A list of workers that Redis may have lost (a new server, a
-    restart, a failover) is complete again once a drain with ``--workers N`` ended.
+    Requests read memory. The keeper's thread hears of a change within milliseconds, and
+    looks once a second without being told.
 
     Args:
-        url: ``redis://USER:PASSWORD@HOST:6379/0``, ``rediss://`` for TLS,
-            ``unix:///SOCKET``, with any option that redis-py knows; or a
-            ``redis.Redis`` of your own, as Sentinel's ``master_for`` makes one. The
-            client shows the way; the store connects by itself, with short timeouts.
-        prefix: Names the application: two of them on one server must not switch
-            each other. 1 to 64 of ``A-Z a-z 0-9 _ . : -``.
+        url: ``redis://USER:PASSWORD@HOST:6379/0``, ``rediss://`` for TLS, or
+            ``unix:///SOCKET``, with any option that redis-py knows. Or a
+            ``redis.Redis``, such as Sentinel's ``master_for`` makes: the store takes
+            the address from it and makes connections of its own, with short timeouts.
+        prefix: Names the application: two of them on one server must not switch each
+            other. 1 to 64 of ``A-Z a-z 0-9 _ . : -``.
 
     Raises:
         ValueError: If the prefix is missing or the URL cannot work.
         TypeError: If ``url`` is neither a string nor a ``redis.Redis``.
     """
 
-    pause: float = 0.05
+    poll_interval: float = 1.0
 
     def __init__(self, url: str | redis.Redis, *, prefix: str) -> None:
         self.prefix: str = check_prefix(prefix)
         if isinstance(url, str):
-            url, other = split_prefix(url)
+            address, other = split_prefix(url)
             if other not in {None, prefix}:
                 raise ValueError(
                     f"prefix is {prefix!r}, and {other!r} in the URL; give it once"
                 )
-            connector = Connector.of_url(url)
+            self._server = _Server.of_url(address)
         elif isinstance(url, redis.Redis):
-            connector = Connector.of_client(url)
+            self._server = _Server.of_client(url)
         else:
             raise TypeError(
                 f"RedisStore takes a URL or a redis.Redis, not {type(url).__name__};"
                 " a client of redis.asyncio cannot be used from a thread"
             )
-        self._connector = connector
-        self._scripts = Scripts(connector, self.prefix)
-        self._workers: dict[str, RedisWorker] = {}
-        self._vanished: defaultdict[str, Vanished] = defaultdict(Vanished)
+        self._server.check()
+        self._warned_deaf = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._client = redis.Redis(connection_pool=self._server.pool())
+        self._pubsub: PubSub | None = None
+        self._channels: set[str] = set()
+        self._heard_at = 0.0
+        self._pinged = False
+        self._deaf_until = 0.0
 
     @classmethod
     def from_url(cls, url: str) -> RedisStore:
@@ -92,181 +146,566 @@ class RedisStore:
     @property
     def location(self) -> str:
         """The server and the prefix, without user and password."""
-        place = self._connector.place
+        place = self._server.place
         return f"{place}{'&' if '?' in place else '?'}prefix={self.prefix}"
 
-    def worker(self, name: str) -> RedisWorker:
-        """Return this process's one worker for a switch under this prefix."""
-        place = self.location
-        if name not in self._workers:
-            self._workers[name] = worker_at(
-                RedisWorker, place, name, lambda: self._make(place, name)
-            )
-        return self._workers[name]
-
-    def _make(self, place: str, name: str) -> RedisWorker:
-        with _hubs_lock:
-            hub = _hubs.get(place)
-            if hub is None:
-                hub = _hubs[place] = Hub(self._connector, self.prefix)
-        link = RedisLink(self._scripts, self._keys(name), hub)
-        return RedisWorker(link, f"{name!r} in {place}")
-
-    def peek(self, name: str) -> MaintenanceState:
-        """Return the last state that this process has read.
+    def read(self, name: str) -> MaintenanceState | None:
+        """Read the state; None when nothing is stored.
 
         Raises:
-            StoreError: If it has read none.
+            StoreError: If Redis cannot be reached or refuses, or what is stored is not
+                a state.
         """
-        link = self.worker(name).link
-        if not link.heard:
-            raise StoreError(
-                f"{self.location} has not been read yet; use"
-                " FastAPI(lifespan=guard.lifespan), or `await store.read(name)` first"
-            )
-        return link.known.state
-
-    async def read(self, name: str) -> MaintenanceState:
-        """Read the state; off when none was ever published.
-
-        Raises:
-            StoreError: If Redis cannot be reached or refuses.
-        """
-        return await anyio.to_thread.run_sync(self._read, name, abandon_on_cancel=True)
-
-    async def publish(self, name: str, change: Change) -> MaintenanceState:
-        """Replace the state; every connected worker sees it within milliseconds.
-
-        Raises:
-            StoreError: If it cannot be set.
-        """
-        return await anyio.to_thread.run_sync(self._publish, name, change)
-
-    async def roster(self, name: str) -> Roster:
-        """Read every worker's row; remove those that are proven dead.
-
-        Raises:
-            StoreError: If Redis cannot be reached for 10 seconds, or refuses.
-        """
-        return await anyio.to_thread.run_sync(
-            self._roster, name, abandon_on_cancel=True
-        )
-
-    async def forget(self, name: str, workers: Iterable[str]) -> None:
-        """Remove rows that a person knows to be gone for good.
-
-        Raises:
-            StoreError: If Redis cannot be reached or refuses.
-        """
-        gone = set(workers)
-        await anyio.to_thread.run_sync(self._forget, name, gone)
-
-    async def vouch(self, name: str, generation: str) -> None:
-        """Take a roster as complete, on a person's word, while it is the present one.
-
-        Raises:
-            StoreError: If Redis cannot be reached or refuses.
-        """
-        await anyio.to_thread.run_sync(self._vouch, name, generation)
-
-    def _keys(self, name: str) -> Keys:
-        return Keys.of(self.prefix, name)
-
-    def _read(self, name: str) -> MaintenanceState:
-        keys = self._keys(name)
-        stored = patiently(PATIENCE, lambda: self._scripts.read(keys))
-        known = understand(self.location, stored.epoch, stored.tag, stored.doc)
-        self.worker(name).link.offer(known)
-        return known.state
-
-    def _publish(self, name: str, change: Change) -> MaintenanceState:
-        keys = self._keys(name)
-        mine: dict[str, Known] = {}
-
-        def attempt() -> Known | None:
-            nonce = secrets.token_hex(8)
-            before = self._scripts.begin(keys, nonce)
-            if not before.doc and before.unsettled:
-                # Workers are about to bring back what others hold.
-                time.sleep(before.unsettled)
-                before = self._scripts.begin(keys, nonce)
-            if before.tag in mine:
-                # It was carried out when the connection broke.
-                return mine[before.tag]
-            state, doc = self._next(before, change)
-            known = mine[nonce] = Known(state.epoch, nonce, doc, state)
-            done = self._scripts.replace(keys, before, state.epoch, nonce, doc)
-            return known if done else None
-
-        published = None
-        while published is None:
-            published = patiently(PATIENCE, attempt)
-        worker = self.worker(name)
-        worker.link.offer(published)
-        if worker.joined:
-            worker.refresh()
-            worker.link.due = 0.0
-            worker.link.hub.stir.set()
-        return published.state
-
-    def _next(self, stored: Stored, change: Change) -> tuple[MaintenanceState, bytes]:
+        key = self._key(name, "state")
+        with self._explained():
+            document = self._client.get(key)
+        if document is None:
+            return None
         try:
-            present = (
-                MaintenanceState.from_json(stored.doc)
-                if stored.doc
-                else MaintenanceState()
-            ).but(epoch=stored.epoch)
-        except StateFormatError:
-            # What cannot be understood is closed; publishing mends it.
-            present = MaintenanceState(epoch=stored.epoch, active=True)
-        if present.version != VERSION:
+            return MaintenanceState.from_json(document)
+        except StateFormatError as error:
             raise StoreError(
-                f"the state in {self.location} was written by a newer release (version"
-                f" {present.version}); upgrade fastapi-maintenance-guard here"
-            )
-        epoch = max(stored.epoch + 1, stored.floor + 1, stored.now)
-        state = change(present).but(epoch=epoch)
-        return state, state.to_json().encode()
+                f"{key} in {self.location} is not a state: {error}; replace it with"
+                " `fastapi-maintenance on` or `off`, or choose another ?prefix= if it"
+                " belongs to another program"
+            ) from error
 
-    def _roster(self, name: str) -> Roster:
-        keys = self._keys(name)
-        looked = patiently(WAITING, lambda: self._scripts.look(keys))
-        observer = ProcessIdentity.own()
-        entries = {
-            field: decode(
-                field, value, now=looked.now, epoch=looked.epoch, observer=observer
+    def publish(self, name: str, change: Change) -> MaintenanceState:
+        """Replace the state, and tell every worker.
+
+        Raises:
+            StoreError: If that has not succeeded for 3 seconds.
+        """
+        key = self._key(name, "state")
+        tried: dict[bytes, MaintenanceState] = {}
+
+        def attempt(pipe: Pipeline) -> MaintenanceState:
+            pipe.watch(key)  # type: ignore[no-untyped-call]  # redis-py's
+            document = _read(pipe, key)
+            if document in tried:
+                # It was carried out, and only the answer was lost.
+                return tried[document]
+            before = _before(document)
+            state = change(before)
+            check_growth(before, state)
+            document = state.to_json().encode()
+            tried[document] = state
+            pipe.multi()
+            pipe.set(key, document)
+            pipe.publish(self._channel(name), str(state.epoch))
+            pipe.execute()
+            return state
+
+        return self._transaction(attempt)
+
+    def report(self, name: str, report: WorkerReport) -> Receipt:
+        """Keep a report under the server's time, and list the worker.
+
+        Raises:
+            StoreError: If Redis cannot be reached or refuses.
+        """
+        members, reports = self._key(name, "members"), self._key(name, "reports")
+        with self._explained():
+            young = report.generation is None and self._is_young()
+            entry = _Entry(at=_seconds(self._client.time()), report=report)
+            with self._client.pipeline() as pipe:
+                pipe.get(members)
+                pipe.hexists(reports, report.id)
+                pipe.hset(reports, report.id, entry.to_json())
+                stored, replaced, _ = pipe.execute()
+        membership = self._membership(members, stored)
+        if membership is None or report.id not in membership.members:
+            membership = self._change_members(
+                name, lambda before, now: joined(before, report, now)
             )
-            for field, value in looked.rows
-        }
-        dead = [field for field, entry in entries.items() if entry.dead]
-        if dead:
-            self._scripts.remove(keys, *dead)
+        return Receipt(
+            membership.generation, membership.complete, bool(replaced), young
+        )
+
+    def roster(self, name: str) -> Roster:
+        """Read every report.
+
+        Raises:
+            StoreError: If Redis cannot be reached or refuses.
+        """
+        members = self._key(name, "members")
+        with self._explained(), self._client.pipeline() as pipe:
+            pipe.get(members)
+            pipe.hgetall(self._key(name, "reports"))
+            pipe.time()
+            stored, reports, moment = pipe.execute()
+        now = _seconds(moment)
+        membership = self._membership(members, stored)
+        if membership is None:
+            # Reports without a list are what a loss has left.
+            return Roster(complete=False)
         return Roster(
-            generation=looked.generation,
-            rows=(
-                *(entry.row for entry in entries.values()),
-                *self._vanished[name].dead(identities(entries.values()), observer),
-            ),
-            epoch=looked.epoch,
-            whole=looked.whole,
-            uncounted=any(
-                entry.uncounted and not entry.dead for entry in entries.values()
+            generation=membership.generation,
+            complete=membership.complete,
+            age=max(0.0, now - membership.made),
+            members=membership.members,
+            workers=tuple(
+                _listed(field.decode(errors="replace"), value, now)
+                for field, value in sorted(reports.items())
             ),
         )
 
-    def _forget(self, name: str, workers: set[str]) -> None:
-        keys = self._keys(name)
-        looked = patiently(PATIENCE, lambda: self._scripts.look(keys))
-        fields = [
-            field for field, _ in looked.rows if field.rpartition("/")[2] in workers
-        ]
-        if fields:
-            self._scripts.remove(keys, *fields)
+    def confirm(self, name: str, generation: str, *, complete: bool) -> str:
+        """Mark the roster.
 
-    def _vouch(self, name: str, generation: str) -> None:
-        keys = self._keys(name)
-        patiently(PATIENCE, lambda: self._scripts.vouch(keys, generation))
+        Raises:
+            StoreError: If that has not succeeded for 3 seconds.
+        """
+
+        def change(before: Membership | None, now: float) -> Membership | None:
+            if before is None:
+                return None
+            return before.confirmed(generation, complete=complete, now=now)
+
+        after = self._change_members(name, change)
+        return "" if after is None else after.generation
+
+    def remove(self, name: str, worker: str) -> None:
+        """Take a worker off the list, and remove its report.
+
+        Raises:
+            StoreError: If that has not succeeded for 3 seconds.
+        """
+
+        def change(before: Membership | None, _: float) -> Membership | None:
+            return None if before is None else before.without(worker)
+
+        def remove_report(pipe: Pipeline) -> None:
+            pipe.hdel(self._key(name, "reports"), worker)
+
+        self._change_members(name, change, remove_report)
+
+    def wait(self, names: Iterable[str], seconds: float) -> None:
+        """Return when a change is published, or time has passed.
+
+        Args:
+            names: The switches.
+            seconds: How long at most.
+
+        Raises:
+            StoreError: If nothing can be heard at present. Changes are then found by
+                reading.
+        """
+        now = time.monotonic()
+        if now < self._deaf_until:
+            raise TemporaryStoreError(f"{self.location} cannot be listened to")
+        try:
+            with self._explained():
+                self._listen({self._channel(name) for name in names}, seconds, now)
+        except StoreError as error:
+            self._stop_listening()
+            self._deaf_until = now + RESUBSCRIBE
+            if not isinstance(error, TemporaryStoreError) and not self._warned_deaf:
+                self._warned_deaf = True
+                logger.warning(
+                    "maintenance: changes are seen after up to %g s, as they cannot be"
+                    " listened to: %s",
+                    self.poll_interval,
+                    error,
+                )
+            raise
+
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        self._stop_listening()
+        self._client.connection_pool.disconnect()
+
+    def forked(self) -> None:
+        """Begin again in a child, which must not use its parent's connections."""
+        # The parent may have held their locks when it forked, so that not even the
+        # garbage collector may touch them.
+        _inherited.extend((self._client, self._pubsub))
+        self._begin()
+
+    def _key(self, name: str, kind: str) -> str:
+        # What is in braces decides on the slot: all keys of a prefix are in one.
+        return f"{{{self.prefix}}}:{name}:{kind}"
+
+    def _channel(self, name: str) -> str:
+        return f"{{{self.prefix}}}:{name}"
+
+    def _transaction(self, attempt: Callable[[Pipeline], T]) -> T:
+        """Repeat what watches keys and changes them, until it is carried out."""
+        limit = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self._explained(), self._client.pipeline() as pipe:
+                    return attempt(pipe)
+            except TemporaryStoreError as error:
+                if time.monotonic() >= limit:
+                    raise
+                another = isinstance(error.__cause__, redis.WatchError)
+            # Another one was faster; or the server has to come back.
+            time.sleep(random.uniform(0.0, 0.01) if another else 0.1)  # noqa: S311  # no secret
+
+    def _change_members(
+        self,
+        name: str,
+        change: Callable[[Membership | None, float], TMembership],
+        also: Callable[[Pipeline], None] | None = None,
+    ) -> TMembership:
+        key = self._key(name, "members")
+
+        def attempt(pipe: Pipeline) -> TMembership:
+            pipe.watch(key)  # type: ignore[no-untyped-call]  # redis-py's
+            before = self._membership(key, _read(pipe, key))
+            after = change(before, _seconds(pipe.time()))
+            pipe.multi()
+            if after != before and after is not None:
+                pipe.set(key, after.model_dump_json())
+            if also is not None:
+                also(pipe)
+            pipe.execute()
+            return after
+
+        return self._transaction(attempt)
+
+    def _membership(self, key: str, stored: bytes | None) -> Membership | None:
+        try:
+            return None if stored is None else Membership.model_validate_json(stored)
+        except ValidationError:
+            raise StoreError(
+                f"{key} in {self.location} is not a list of workers; delete that key,"
+                " or choose another ?prefix= if it belongs to another program"
+            ) from None
+
+    def _is_young(self) -> bool:
+        """Tell whether the server has just started, or does not say."""
+        try:
+            found = self._client.info("server")
+        except redis.ResponseError:
+            return True
+        return float(found.get("uptime_in_seconds", 0)) < YOUNG
+
+    def _listen(self, channels: set[str], seconds: float, now: float) -> None:
+        if self._pubsub is None:
+            self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # the same
+            self._heard_at = now
+        new = channels - self._channels
+        if new:
+            # The confirmation ends the wait, so that what was published before it is
+            # read.
+            self._pubsub.subscribe(*sorted(new))
+            self._channels |= new
+        # A connection that nothing passes may be cut without a word.
+        quiet = now - self._heard_at
+        if quiet > 2 * QUIET:
+            raise redis.TimeoutError("a subscription has not answered a PING")
+        if quiet > QUIET and not self._pinged:
+            self._pinged = True
+            self._pubsub.ping()
+        if self._pubsub.get_message(timeout=seconds) is not None:
+            self._heard_at, self._pinged = time.monotonic(), False
+
+    def _stop_listening(self) -> None:
+        pubsub, self._pubsub = self._pubsub, None
+        self._channels, self._pinged = set(), False
+        if pubsub is not None:
+            pubsub.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise what redis-py raises as an error of one line, with its remedy."""
+        try:
+            yield
+        except (redis.RedisError, UnicodeError) as error:  # The latter by host names.
+            if isinstance(error, redis.ReadOnlyError):
+                # After a failover, the name leads to another server.
+                self._client.connection_pool.disconnect(inuse_connections=False)
+            raise explained(error, self._server.place, self.prefix) from error
 
 
-_hubs: Final[weakref.WeakValueDictionary[str, Hub]] = weakref.WeakValueDictionary()
-_hubs_lock: Final = threading.Lock()
+_inherited: Final[list[object]] = []
+
+
+class _Entry(BaseModel):
+    """A stored report, with the server's time of it."""
+
+    at: float
+    report: WorkerReport
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude={"report": {"liveness", "age", "lock"}})
+
+
+def _listed(worker: str, stored: bytes, now: float) -> WorkerReport:
+    """Return a report as it is listed."""
+    try:
+        entry = _Entry.model_validate_json(stored)
+    except ValidationError:
+        entry = None
+    if entry is None or entry.report.id != worker:
+        # A report that cannot be read is a worker that has said nothing.
+        return WorkerReport(id=worker, host="unknown", pid=0, liveness="silent")
+    report, age = entry.report, now - entry.at
+    liveness: Liveness = "silent" if age > SILENT_AFTER else "alive"
+    if processes.is_gone(report.process, report.pid):
+        liveness = "dead"
+    return report.listed(liveness, age)
+
+
+def _before(document: bytes | None) -> MaintenanceState | None:
+    try:
+        return None if document is None else MaintenanceState.from_json(document)
+    except StateFormatError:
+        # What cannot be understood counts as closed; publishing repairs it.
+        return MaintenanceState(enabled=True)
+
+
+def _read(pipe: Pipeline, key: str) -> bytes | None:
+    # A pipeline that watches answers at once, and nothing here is decoded.
+    return cast("bytes | None", pipe.get(key))
+
+
+def _seconds(moment: tuple[int, int]) -> float:
+    return moment[0] + moment[1] / 1e6
+
+
+class _Server(NamedTuple):
+    """How to reach a Redis.
+
+    Attributes:
+        options: What redis-py needs to connect.
+        sentinel: What a Sentinel's pool needs as well.
+    """
+
+    options: Options
+    sentinel: tuple[object, ...] | None = None
+
+    @classmethod
+    def of_url(cls, url: str) -> _Server:
+        """Return the server of a URL without ``prefix``.
+
+        Raises:
+            ValueError: If the database is not a number, or an option has a value that
+                redis-py refuses.
+        """
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+            raise ValueError(
+                f"the database in a Redis URL must be a number, not {parts.path[1:]!r}"
+            )
+        try:
+            found = _parse(url)
+        except ValueError as error:
+            raise ValueError(f"not a Redis URL: {error}") from None
+        options: Options = {"socket_timeout": TIMEOUT}
+        if parts.scheme != "unix":
+            options |= {"socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
+        return cls(options | found | _decided())
+
+    @classmethod
+    def of_client(cls, client: redis.Redis) -> _Server:
+        """Return the server of a client.
+
+        Raises:
+            ValueError: If it is one of replicas.
+        """
+        pool = client.connection_pool
+        options = {
+            key: value
+            for key, value in pool.connection_kwargs.items()
+            if not _NOT_TAKEN.search(key)
+        }
+        given = pool.connection_kwargs.get("socket_timeout") or TIMEOUT
+        # Those of the client may be timeouts of long jobs.
+        options["socket_timeout"] = min(given, TIMEOUT)
+        options["connection_class"] = pool.connection_class
+        if "path" not in options:
+            options["socket_connect_timeout"] = min(given, TIMEOUT)
+        options |= _decided()
+        if not isinstance(pool, SentinelConnectionPool):
+            return cls(options)
+        if not pool.is_master:
+            raise ValueError(
+                "a client of replicas cannot set the state; use"
+                f" sentinel.master_for({pool.service_name!r})"
+            )
+        return cls(options, (pool.service_name, pool.sentinel_manager))
+
+    def pool(self) -> ConnectionPool:
+        if self.sentinel is not None:
+            return _sentinel_pool(*self.sentinel, **self.options)
+        return ConnectionPool(**self.options)
+
+    def check(self) -> None:
+        """Refuse what redis-py would refuse at the first connection.
+
+        Raises:
+            ValueError: If it does not know an option, or cannot use its value.
+        """
+        pool = self.pool()
+        try:
+            pool.connection_class(**pool.connection_kwargs)
+        except (TypeError, ValueError, redis.RedisError) as error:
+            unknown = re.search(r"keyword argument '(\w+)'", str(error))
+            raise ValueError(
+                f"redis-py knows no option {unknown[1]!r}; leave it out of the URL"
+                if unknown
+                else f"redis-py refuses an option of the URL: {error}"
+            ) from None
+
+    @property
+    def place(self) -> str:
+        """The address without secrets, as a URL."""
+        options = self.options
+        database = options.get("db") or 0
+        if self.sentinel is not None:
+            return f"redis+sentinel://{self.sentinel[0]}/{database}"
+        if "path" in options:
+            return f"unix://{options['path']}?db={database}"
+        secure = issubclass(options.get("connection_class", object), SSLConnection)
+        host = options.get("host", "localhost")
+        host = f"[{host}]" if ":" in host else host
+        port = options.get("port", 6379)
+        return f"{'rediss' if secure else 'redis'}://{host}:{port}/{database}"
+
+
+def _decided() -> Options:
+    # The store repeats what may be repeated. The older protocol needs no HELLO, which a
+    # user of few rights may not have.
+    return {"retry": Retry(NoBackoff(), 0), "decode_responses": False, "protocol": 2}
+
+
+def check_prefix(prefix: object) -> str:
+    """Return a prefix that can stand in keys, channels and ACL patterns.
+
+    Raises:
+        ValueError: If it is missing or has other characters.
+    """
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ValueError(
+            "prefix must name the application with 1 to 64 of A-Z, a-z, 0-9, '_',"
+            f" '.', ':' and '-', not {prefix!r}; for example {_EXAMPLE}"
+        )
+    return prefix
+
+
+def split_prefix(url: str) -> tuple[str, str | None]:
+    """Take the option ``prefix`` out of a URL.
+
+    Raises:
+        ValueError: If it is there twice, or the URL cannot be taken apart.
+    """
+    try:
+        parts = urlsplit(url)
+        port_is_number = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_number = False
+    if not port_is_number or parts.scheme not in {"redis", "rediss", "unix"}:
+        # Not quoted here: what a slip makes of it may be a password.
+        raise ValueError(
+            f"not a Redis URL; use {_EXAMPLE}, rediss:// for TLS or unix:///SOCKET,"
+            " and write '/', '@', '#' and '?' in a password as %2F, %40, %23, %3F"
+        )
+    if parts.fragment:
+        raise ValueError("a Redis URL has no '#'; in a password write it as %23")
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    prefixes = [value for key, value in options if key == "prefix"]
+    if len(prefixes) > 1:
+        raise ValueError(f"prefix is given {len(prefixes)} times; give it once")
+    rest = urlencode([(key, value) for key, value in options if key != "prefix"])
+    return urlunsplit(parts._replace(query=rest)), prefixes[0] if prefixes else None
+
+
+def acl_line(prefix: str) -> str:
+    """Return the least rights that the store needs, as words of ``ACL SETUSER``."""
+    commands = " ".join(f"+{command}" for command in COMMANDS)
+    return f"resetchannels ~{{{prefix}}}:* &{{{prefix}}}:* {commands}"
+
+
+def explained(error: Exception, place: str, prefix: str) -> StoreError:
+    """Return a one-line error with its remedy, for one of redis-py's.
+
+    Args:
+        error: What redis-py raised.
+        place: Where, without secrets.
+        prefix: That of the store.
+    """
+    # A pipeline puts the failing command, with its arguments, before the reason.
+    text = " ".join(str(error).split()).rpartition("caused error: ")[2][:300]
+    text = text or type(error).__name__
+    for mark, kind, what in _TEMPORARY:
+        if text.startswith(mark) or isinstance(error, kind):
+            return TemporaryStoreError(f"{place} {what}")
+    if "NOAUTH" in text:
+        what = (
+            "requires a password; put it into the store's URL: redis://:PASSWORD@HOST,"
+            " special characters as %XX"
+        )
+    # A long request before the password is the end of a connection.
+    elif isinstance(error, redis.AuthenticationError) or "unauthenticated" in text:
+        what = (
+            "refuses this user or password; correct it in the store's URL:"
+            " redis://USER:PASSWORD@HOST, special characters as %XX"
+        )
+    elif isinstance(error, redis.exceptions.NoPermissionError) or any(
+        part in text for part in _DENIALS
+    ):
+        what = (
+            f"denies this user what the store needs ({text}); allow it with"
+            f" `ACL SETUSER <user> {acl_line(prefix)}`"
+        )
+    elif "MOVED" in text or isinstance(error, redis.exceptions.MovedError):
+        what = (
+            "is one node of a cluster that keeps these keys on another; give the URL of"
+            " the node that keeps them, or a Redis that is no cluster"
+        )
+    elif "WRONGTYPE" in text:
+        what = (
+            f"has another program's data under the prefix {prefix}; choose another"
+            f" ?prefix=, or delete the keys {{{prefix}}}:* if no program uses them"
+        )
+    elif isinstance(error, redis.ConnectionError | redis.TimeoutError | UnicodeError):
+        return TemporaryStoreError(
+            f"cannot reach {place}: {text}; is it running, and is this its address?"
+            " (rediss:// for TLS)"
+        )
+    else:
+        what = f"refuses: {text}"
+    return StoreError(f"{place} {what}")
+
+
+# redis-py takes the first word off those errors that it has a class for.
+_TEMPORARY: Final[tuple[tuple[str, tuple[type[Exception], ...], str], ...]] = (
+    (
+        "READONLY",
+        (redis.ReadOnlyError,),
+        (
+            "is a read-only replica; name the primary in the store's URL, or give a"
+            " client of Sentinel's master_for()"
+        ),
+    ),
+    (
+        "OOM",
+        (redis.exceptions.OutOfMemoryError,),
+        "is out of memory and takes no writes; raise its maxmemory or free some",
+    ),
+    ("MISCONF", (), "cannot save to its disk and takes no writes; its log says why"),
+    (
+        "LOADING",
+        (redis.BusyLoadingError,),
+        "is loading its data; try again in a moment",
+    ),
+    (
+        "MASTERDOWN",
+        (redis.exceptions.MasterDownError,),
+        "is a replica that has lost its primary; try again in a moment",
+    ),
+    (
+        "NOREPLICAS",
+        (),
+        "takes no writes while fewer than min-replicas-to-write replicas are up",
+    ),
+    ("BUSY", (), "is busy with a script; try again in a moment"),
+    (
+        "Watched",
+        (redis.WatchError,),
+        "does not answer in time, or is changed by others without a pause; try again",
+    ),
+)

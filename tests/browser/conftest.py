@@ -56,6 +56,8 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self.guard = MaintenanceGuard(FileStore(folder), retry_after=60)
+        # The one worker is known to be all.
+        self.guard._switch.settling = 0
         self.finish = threading.Event()
         self.app = FastAPI(
             dependencies=[Depends(self.guard)], lifespan=self.guard.lifespan

@@ -1,7 +1,6 @@
 """The console in a real browser."""
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 
@@ -26,7 +25,7 @@ async def opened(service: Service, visitor: Visitor) -> Page:
 
 
 async def status_of(service: Service) -> int:
-    """Return how the service answers somebody else."""
+    """Return how the service answers another client."""
 
     def ask() -> int:
         connection = HTTPConnection("127.0.0.1", service.port, timeout=30)
@@ -52,7 +51,11 @@ async def test_console_switches_on_and_off(service: Service, visit: Visit) -> No
     await expect(page.locator("#word")).to_have_text("Under maintenance")
     await expect(page.locator("#said")).to_have_text("Moving")
     await expect(page.get_by_role("timer")).to_contain_text("until")
+    await expect(page.locator("#acknowledged")).to_have_text(
+        "acknowledged by 1 of 1 worker"
+    )
     await expect(page.locator("#verdict")).to_have_text("Drained")
+    await expect(page.get_by_role("cell", name="drained")).to_be_visible()
     assert await status_of(service) == 503
     state = service.guard.state
     assert state.actor == "control@127.0.0.1"
@@ -85,7 +88,7 @@ async def test_console_works_from_the_keyboard(service: Service, visit: Visit) -
     await page.keyboard.press("Enter")
     await page.keyboard.press("Escape")
     await expect(page.get_by_role("dialog")).to_be_hidden()
-    assert not service.guard.state.active
+    assert not service.guard.state.enabled
     await page.keyboard.press("Enter")
     await page.keyboard.press("Enter")
     await expect(page.locator("#word")).to_have_text("Read-only")
@@ -121,7 +124,7 @@ async def test_console_forgets_an_answer_that_a_change_overtook(
     await expect(page.locator("#token")).to_be_visible()
     async with page.expect_response("**/maintenance") as late:
         changed.set()
-    assert (await (await late.value).json())["active"] is False
+    assert (await (await late.value).json())["state"]["enabled"] is False
     await expect(page.locator("#verdict")).to_have_text("Drained")
     await expect(page.locator("#word")).to_have_text("Under maintenance")
     await expect(page.locator("#token")).to_be_visible()
@@ -133,9 +136,11 @@ async def test_console_shows_a_drain_as_it_goes(service: Service, visit: Visit) 
     client.request("GET", "/slow")
     page = await opened(service, await visit())
     await expect(page.get_by_role("cell", name="GET /slow")).to_be_visible()
+    await expect(page.get_by_role("cell", name="serving")).to_be_visible()
     await service.call(service.guard.enable())
     await expect(page.locator("#verdict")).to_have_text("Waiting for 1 request")
-    await expect(page.locator("#reason")).to_contain_text("1 in flight")
+    await expect(page.locator("#reason")).to_contain_text("GET /slow")
+    await expect(page.get_by_role("cell", name="draining (1 left)")).to_be_visible()
     service.finish.set()
     await expect(page.locator("#verdict")).to_have_text("Drained")
     assert await page.locator("#bar").evaluate("e => e.value") == 1
@@ -144,7 +149,7 @@ async def test_console_shows_a_drain_as_it_goes(service: Service, visit: Visit) 
 
 
 async def test_console_follows_what_others_do(service: Service, visit: Visit) -> None:
-    """A change by a command or a colleague shows without a reload."""
+    """A change by a command or another operator shows without a reload."""
     page = await opened(service, await visit())
     await service.call(service.guard.enable(message="From a shell", actor="bob"))
     await expect(page.locator("#word")).to_have_text("Under maintenance")
@@ -158,7 +163,7 @@ async def test_console_follows_what_others_do(service: Service, visit: Visit) ->
 async def test_console_keeps_what_is_being_written(
     service: Service, visit: Visit
 ) -> None:
-    """A change by somebody else does not overwrite a form that is being filled."""
+    """A change by another operator does not overwrite a form that is being filled."""
     page = await opened(service, await visit())
     await page.get_by_label("Message").fill("Half a sent")
     await service.call(service.guard.enable(message="From a shell"))
@@ -173,7 +178,7 @@ async def test_console_changes_without_losing_the_rest(
     end = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(days=1)
     await service.call(service.guard.enable(until=end, auto_off=True, retry_after=77))
     page = await opened(service, await visit())
-    await expect(page.locator("#verdict")).to_have_text("Not fenced")
+    await expect(page.locator("#verdict")).to_have_text("Cannot be drained")
     await page.get_by_label("Message").fill("Longer")
     await page.get_by_role("button", name="Apply").click()
     await expect(page.locator("#said")).to_have_text("Longer")
@@ -204,8 +209,8 @@ async def test_console_shows_a_token_once_and_trades_it(
     await expect(page.locator("#token")).not_to_be_empty()
     token = await page.locator("#token").inner_text()
     assert len(token) >= 43
-    await page.get_by_role("button", name="Let this browser through").first.click()
-    await expect(page.locator("#enter")).to_have_text("This browser is let through.")
+    await page.get_by_role("button", name="Let this browser in").first.click()
+    await expect(page.locator("#enter")).to_have_text("This browser is let in.")
     (cookie,) = await visitor.context.cookies()
     assert cookie["name"] == "maintenance_bypass"
     assert cookie["value"] == token
@@ -236,25 +241,24 @@ async def test_console_takes_a_token_from_elsewhere(
                 "not the bypass token"
             )
             await expect(page.get_by_label("Token", exact=True)).to_have_value("")
-    await expect(page.locator("#passed")).to_have_text("This browser is let through.")
+    await expect(page.locator("#passed")).to_have_text("This browser is let in.")
     assert await visitor.context.cookies()
 
 
 async def test_console_opens_under_others_only_when_told_twice(
     service: Service, visit: Visit
 ) -> None:
-    """A hold of somebody else is named before it is overridden."""
-    held = MaintenanceState(active=True, begun=True, holders=("deploy#1", "operator"))
-    source = service.guard._switch.source
-    await service.call(source.publish("default", lambda _: held))
+    """A hold of another one is named before it is overridden."""
+    held = MaintenanceState(enabled=True, holders=("deploy#1", "operator"))
+    await service.call(service.guard._switch.publish(lambda _: held))
     page = await opened(service, await visit())
     await expect(page.locator("#by")).to_contain_text("held by deploy#1, operator")
     await page.get_by_role("button", name="Switch off").click()
     await expect(page.get_by_role("dialog")).to_contain_text(
-        "deploy#1 still holds it closed"
+        "deploy#1 still holds maintenance"
     )
     await page.get_by_role("button", name="Cancel").click()
-    assert service.guard.state.active
+    assert service.guard.state.enabled
     await page.get_by_role("button", name="Switch off").click()
     await page.get_by_role("button", name="Open anyway").click()
     await expect(page.locator("#word")).to_have_text("Open")
@@ -267,7 +271,7 @@ async def test_console_says_what_went_wrong(service: Service, visit: Visit) -> N
     await page.get_by_label("End, in your time zone").fill("2020-01-01T00:00")
     await page.get_by_role("button", name="Switch on").click()
     await page.get_by_role("dialog").get_by_role("button", name="Switch on").click()
-    await expect(page.get_by_role("alert")).to_contain_text("has passed already")
+    await expect(page.get_by_role("alert")).to_contain_text("has passed")
     await page.get_by_label("Expected to end").select_option("No end announced")
     await page.get_by_role("button", name="Switch on").click()
     await page.get_by_role("dialog").get_by_role("button", name="Switch on").click()
@@ -275,7 +279,9 @@ async def test_console_says_what_went_wrong(service: Service, visit: Visit) -> N
     await expect(page.locator("#word")).to_have_text("Under maintenance")
 
 
-async def test_console_says_when_nobody_answers(service: Service, visit: Visit) -> None:
+async def test_console_says_when_there_is_no_answer(
+    service: Service, visit: Visit
+) -> None:
     """While the service restarts the console says so, and goes on when it is back."""
     page = await opened(service, await visit())
     broken = True
@@ -293,51 +299,64 @@ async def test_console_says_when_nobody_answers(service: Service, visit: Visit) 
 
 
 async def test_console_shows_everything_as_text(service: Service, visit: Visit) -> None:
-    """Whatever others wrote is shown as it is, and runs nothing."""
-    source = service.guard._switch.source
+    """What others wrote is shown as it is, and runs nothing."""
     hostile = MaintenanceState(
-        active=True,
-        begun=True,
-        message=HOSTILE,
-        actor=HOSTILE,
-        holders=(HOSTILE,),
+        enabled=True, message=HOSTILE, actor=HOSTILE, holders=(HOSTILE,)
     )
-    await service.call(source.publish("default", lambda _: hostile))
+    await service.call(service.guard._switch.publish(lambda _: hostile))
     visitor = await visit()
     worker = {
-        "id": "1",
-        "host": HOSTILE,
-        "pid": 1,
-        "liveness": "lost",
-        "seen": 0,
-        "in_flight": 1,
-        "old": 1,
-        "oldest_route": HOSTILE,
-        "oldest_age": 1.0,
+        **{"id": "1", "host": HOSTILE, "pid": 1, "liveness": "silent"},
+        **{"current": 0, "old": 1, "left": 1, "status": HOSTILE},
+        "oldest": {"route": HOSTILE, "seconds": 1.0},
     }
+    given = {"notice": HOSTILE, "outcome": "lost", "reason": HOSTILE}
 
     async def answer(route: Route) -> None:
         shown = await (await route.fetch()).json()
-        await route.fulfill(json={**shown, "workers": [worker], "notice": HOSTILE})
+        await route.fulfill(json={**shown, **given, "workers": [worker]})
 
-    look = json.dumps({"outcome": "lost", "reason": HOSTILE, "workers": [worker]})
     await visitor.page.route(f"{service.url}/maintenance", answer)
-    await visitor.page.route(
-        "**/events?*",
-        lambda route: route.fulfill(
-            content_type="text/event-stream", body=f"event: look\ndata: {look}\n\n"
-        ),
-    )
     page = await opened(service, visitor)
     await expect(page.locator("#said")).to_have_text(HOSTILE)
     await expect(page.locator("#by")).to_contain_text(HOSTILE)
     await expect(page.locator("#notice")).to_have_text(HOSTILE)
     await expect(page.locator("#reason")).to_have_text(HOSTILE)
     await expect(page.get_by_role("cell").first).to_have_text(f"{HOSTILE}/1")
+    await expect(page.get_by_role("cell").nth(1)).to_have_text(HOSTILE)
+    await expect(page.get_by_role("cell").last).to_contain_text(HOSTILE)
     await page.get_by_role("button", name="Switch off").click()
     await expect(page.get_by_role("dialog")).to_contain_text(HOSTILE)
     assert await page.locator("img").count() == 0
     assert await page.locator("script").count() == 1
+
+
+async def test_console_asks_once_a_second_and_one_at_a_time(
+    service: Service, visit: Visit
+) -> None:
+    """A slow service is not asked again before it has answered."""
+    visitor = await visit()
+    page = visitor.page
+    await page.clock.install()
+    asked: list[str] = []
+    slow = asyncio.Event()
+
+    async def answer(route: Route) -> None:
+        asked.append(route.request.method)
+        if len(asked) == 4:
+            await slow.wait()
+        await route.continue_()
+
+    await page.route(f"{service.url}/maintenance", answer)
+    page = await opened(service, visitor)
+    for number in (2, 3):
+        async with page.expect_response(f"{service.url}/maintenance"):
+            await page.clock.run_for(1_000)
+        assert len(asked) == number
+    await page.clock.run_for(5_000)
+    assert asked == ["GET"] * 4
+    async with page.expect_response(f"{service.url}/maintenance"):
+        slow.set()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -345,7 +364,7 @@ async def test_console_shows_everything_as_text(service: Service, visit: Visit) 
 async def test_console_is_accessible(
     service: Service, visit: Visit, scheme: str, width: int
 ) -> None:
-    """Axe finds nothing to mend in any state, in light and dark, and on a phone."""
+    """Axe finds nothing to repair in any state, in light and dark, and on a phone."""
     visitor = await visit(scheme=scheme, width=width)
     page = await opened(service, visitor)
     assert await visitor.violations() == []
@@ -387,11 +406,11 @@ async def test_page_of_another_site_switches_nothing(
                 """([target, method, kind]) => fetch(target, {
                   method, credentials: "include",
                   mode: method == "PUT" ? "cors" : "no-cors",
-                  headers: {"Content-Type": kind}, body: '{"active": true}',
+                  headers: {"Content-Type": kind}, body: '{"enabled": true}',
                 }).catch(() => null)""",
                 [target, method, kind],
             )
-    assert not service.guard.state.active
+    assert not service.guard.state.enabled
     visitor.complaints = [
         text
         for text in visitor.complaints

@@ -104,7 +104,7 @@ async def test_page_survives_a_restart(
 async def test_visitors_do_not_return_in_the_same_second(
     service: Service, visit: Visit
 ) -> None:
-    """The moment at which a page asks again is drawn anew for each visitor."""
+    """The moment at which a page asks again is drawn for each visitor."""
     await service.call(service.guard.enable(until=timedelta(minutes=10)))
     page = (await visit()).page
     await page.clock.install()
@@ -188,7 +188,7 @@ async def test_hostile_message_is_text(service: Service, visit: Visit) -> None:
 async def test_page_is_accessible(
     service: Service, visit: Visit, scheme: str, width: int
 ) -> None:
-    """Axe finds nothing to mend, in light and dark, wide and on a phone."""
+    """Axe finds nothing to repair, in light and dark, wide and on a phone."""
     words = "Ein langes Wort: " + "Donaudampfschifffahrt" * 8
     await service.call(
         service.guard.enable(message=words, until=timedelta(days=2, hours=3))

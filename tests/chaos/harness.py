@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from fastapi_maintenance.fence import DrainReport, Outcome, Roster
-from fastapi_maintenance.orders import Order
+from fastapi_maintenance.changes import EnableOptions
+from fastapi_maintenance.fence import DrainReport, Outcome, Roster, Verdict
 from fastapi_maintenance.state import MaintenanceState
 from fastapi_maintenance.stores import open_store
-from fastapi_maintenance.switch import Switch
-from fastapi_maintenance.waiting import Plan
+from fastapi_maintenance.switch import DrainOptions, Switch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -40,7 +39,6 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
 
     Raises:
         AssertionError: If it does not come true.
-
     """
     limit = time.monotonic() + seconds
     while not condition():
@@ -50,7 +48,7 @@ def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody uses."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -103,7 +101,6 @@ class Service:
         instances: The servers.
         windows: From *drained* to before the reopening, in nanoseconds.
         deaths: When a process was killed.
-
     """
 
     folder: Path
@@ -141,7 +138,6 @@ class Service:
             inside: What it is run by, such as ``unshare``.
             environment: Further variables.
             cwd: The working directory.
-
         """
         made = []
         for _ in range(count):
@@ -226,7 +222,6 @@ class Service:
         Args:
             clients: How many send them at a time.
             served: Whether to wait until some are being served.
-
         """
         ended = threading.Event()
         thread = threading.Thread(
@@ -251,7 +246,8 @@ class Operator:
 
     def on(self, message: str = "chaos") -> MaintenanceState:
         """Switch it on."""
-        return asyncio.run(self.switch.enable(Order(message=message)))
+        options = EnableOptions(message=message)
+        return asyncio.run(self.switch.enable(options)).state
 
     def off(self) -> MaintenanceState:
         """Switch it off; what runs from now on is allowed."""
@@ -259,27 +255,35 @@ class Operator:
         for index, (drained, opened) in enumerate(self.service.windows):
             if opened == float("inf"):
                 self.service.windows[index] = (drained, now)
-        return asyncio.run(self.switch.disable(force=True))
+        return asyncio.run(self.switch.disable(force=True)).state
 
     def drain(self, timeout: float = 10.0, **options: object) -> DrainReport:
         """Switch it on and wait; the window begins at the look that said drained."""
-        plan = Plan(timeout=timeout, **options)  # type: ignore[arg-type]  # the options of any test
+        chosen = DrainOptions(timeout=timeout, **options)  # type: ignore[arg-type]  # the options of any test
+        enable = EnableOptions(message="chaos")
         stamp = 0
 
-        def look(roster: Roster, outcome: Outcome, _: str) -> None:
+        def progress(roster: Roster, verdict: Verdict) -> None:
             nonlocal stamp
             stamp = time.monotonic_ns()
-            self.looks.append((roster, outcome))
+            self.looks.append((roster, verdict.outcome))
 
         report = asyncio.run(
-            self.switch.drain(plan, order=Order(message="chaos"), look=look)
+            self.switch.drain(chosen, enable=enable, progress=progress)
         )
         if report.drained:
             self.service.windows.append((stamp, float("inf")))
         return report
 
+    def settle(self, workers: int) -> None:
+        """Drain once, so that the list of workers is no longer a new one."""
+        report = self.drain()
+        assert report.outcome == "drained", report
+        assert len(report.workers) == workers, report
+        self.off()
+
     def later(self, timeout: float = 10.0, **options: object) -> "Later":
-        """Drain in a thread, to break things meanwhile."""
+        """Drain in a thread, while the test breaks things."""
         return Later(lambda: self.drain(timeout, **options), self)
 
 

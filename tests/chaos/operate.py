@@ -8,10 +8,9 @@ import sys
 
 import anyio.to_thread
 
-from fastapi_maintenance.orders import Order
+from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.stores import StoreError, open_store
-from fastapi_maintenance.switch import Switch
-from fastapi_maintenance.waiting import Plan
+from fastapi_maintenance.switch import DrainOptions, Switch
 
 
 def main() -> None:
@@ -19,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("--timeout", type=float, default=5.0)
+    parser.add_argument("--workers", type=int)
     options = parser.parse_args()
     switch = Switch(open_store(options.url), "default")
     if "CHAOS_USER" in os.environ:
@@ -29,7 +29,10 @@ def main() -> None:
         os.setuid(int(os.environ["CHAOS_USER"]))
     try:
         report = asyncio.run(
-            switch.drain(Plan(timeout=options.timeout), order=Order(message="chaos"))
+            switch.drain(
+                DrainOptions(timeout=options.timeout, workers=options.workers),
+                enable=EnableOptions(message="chaos"),
+            )
         )
     except StoreError as error:
         told = {"error": str(error)}

@@ -1,19 +1,21 @@
 """Operators that cross each other, whose clocks are off, and whose terminals die."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 
-from fastapi_maintenance.orders import Order
-from fastapi_maintenance.waiting import FenceRefusedError, Plan
-from tests.chaos.harness import ROOT, Operator, Service, until
+from fastapi_maintenance.changes import CannotDrainError, EnableOptions
+from fastapi_maintenance.switch import DrainOptions
+from tests.chaos.harness import HERE, ROOT, Operator, Service, until
 
 pytestmark = pytest.mark.chaos
 
@@ -30,7 +32,7 @@ def test_second_operator_takes_over(service: Service, operator: Operator) -> Non
 
 
 def test_second_operator_opens(service: Service, operator: Operator) -> None:
-    """Whoever waits while another one opens again is not told that it is drained."""
+    """An operator who waits while another opens again is not told *drained*."""
     (worker,) = service.start()
     worker.begin("/slow?seconds=1")
     until(lambda: service.running("slow"))
@@ -48,16 +50,61 @@ def test_clocks_off_around_a_window(
     """A fence rests on no clock: workers a minute off refuse all the same."""
     (wrong,) = service.start(environment={"CHAOS_SKEW": str(skew)})
     (right,) = service.start()
-    planned = Order(at=datetime.now(UTC) + timedelta(seconds=30), message="planned")
+    planned = EnableOptions(
+        at=datetime.now(UTC) + timedelta(seconds=30), message="planned"
+    )
     anyio.run(operator.switch.enable, planned)
     assert right.get("/fast") == 200
     assert wrong.get("/fast") == (503 if skew > 30 else 200)
-    with pytest.raises(FenceRefusedError):
-        anyio.run(operator.switch.drain, Plan())
+    with pytest.raises(CannotDrainError):
+        anyio.run(operator.switch.drain, DrainOptions())
     with service.load():
         report = operator.drain()
         assert report.outcome == "drained", report
         assert wrong.get("/fast") == right.get("/fast") == 503
+
+
+@pytest.mark.parametrize("name", ["KILL", "STOP"])
+def test_signals_in_the_middle_of_a_wait(
+    service: Service, operator: Operator, name: str
+) -> None:
+    """A command that dies or stops while it waits blocks nothing and opens nothing."""
+    (worker,) = service.start()
+    operator.settle(1)
+    worker.begin("/slow?seconds=1.5")
+    until(lambda: service.running("slow"))
+    line = [sys.executable, str(HERE / "operate.py"), service.url, "--timeout", "30"]
+    waiting = subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    try:
+        until(lambda: worker.get("/fast") == 503)
+        waiting.send_signal(signal.Signals[f"SIG{name}"])
+        report = Operator(service).drain()
+        assert report.outcome == "drained", report
+    finally:
+        waiting.send_signal(signal.SIGCONT)
+        told, _ = waiting.communicate()
+    assert worker.get("/fast") == 503
+    assert (name == "KILL") or json.loads(told)["outcome"] == "superseded"
+
+
+def test_stopped_coordinator(service: Service, operator: Operator) -> None:
+    """A command that was stopped for long does not take that for silence of workers."""
+    (worker,) = service.start()
+    operator.settle(1)
+    worker.begin("/slow?seconds=9")
+    until(lambda: service.running("slow"))
+    line = [sys.executable, str(HERE / "operate.py"), service.url, "--timeout", "30"]
+    waiting = subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    until(lambda: worker.get("/fast") == 503)
+    waiting.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    waiting.send_signal(signal.SIGCONT)
+    told, _ = waiting.communicate()
+    assert json.loads(told)["outcome"] == "drained", told
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "KILL"])

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.chaos
 def test_client_disconnects_in_a_stream(service: Service, operator: Operator) -> None:
     """A stream whose client has left gives its count back, and holds nothing up."""
     (worker,) = service.start()
+    operator.settle(1)
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", worker.port)) as client:
             client.sendall(b"GET /stream?chunks=600 HTTP/1.1\r\nHost: shop\r\n\r\n")
@@ -28,6 +29,7 @@ def test_client_disconnects_in_a_stream(service: Service, operator: Operator) ->
 def test_cancelled_while_a_thread_works(service: Service, operator: Operator) -> None:
     """A cancelled request is counted until its thread has really ended."""
     (worker,) = service.start()
+    operator.settle(1)
     worker.begin("/cancelled?seconds=2")
     until(lambda: service.running("cancelled"))
     report = operator.drain()
@@ -54,8 +56,9 @@ def test_late_work_of_a_request(
 def test_close_after_closes_websockets(
     service: Service, operator: Operator, protocol: str
 ) -> None:
-    """A WebSocket that nobody would end is closed with 1012, and the drain ends."""
+    """A WebSocket that would not end is closed with 1012, and the drain ends."""
     (worker,) = service.start(command=("uvicorn", "--ws", protocol))
+    operator.settle(1)
     with _socket(worker) as idle, _socket(worker) as talking:
         _echo(talking)
         report = operator.drain(0.3)
@@ -73,8 +76,9 @@ def test_close_after_closes_websockets(
 
 
 def test_close_after_reaches_idle_workers(service: Service, operator: Operator) -> None:
-    """A worker that no request tells of the order hears of it from its keeper."""
+    """A worker that no request tells of the change hears of it from its keeper."""
     quiet, _ = service.start(2)
+    operator.settle(2)
     with _socket(quiet) as idle:
         report = operator.drain(5, close_after=0)
         assert report.outcome == "drained", report
@@ -86,6 +90,7 @@ def test_close_after_reaches_idle_workers(service: Service, operator: Operator) 
 def test_close_after_tells_streams(service: Service, operator: Operator) -> None:
     """A stream that waits for it ends by itself, with its last words."""
     (worker,) = service.start()
+    operator.settle(1)
     answers: list[tuple[int, bytes]] = []
     reader = threading.Thread(target=lambda: answers.append(worker.read("/events")))
     reader.start()
@@ -102,6 +107,7 @@ def test_close_after_leaves_sync_work_alone(
 ) -> None:
     """Work in a thread is never interrupted, however long it takes."""
     (worker,) = service.start()
+    operator.settle(1)
     answers: list[int] = []
     thread = threading.Thread(
         target=lambda: answers.append(worker.get("/sync?seconds=2"))

@@ -1,4 +1,4 @@
-"""Directories and files that vanish, break, fill up and belong to somebody else."""
+"""Directories and files that vanish, break, fill up and belong to another user."""
 
 import contextlib
 import json
@@ -7,10 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from fastapi_maintenance import StoreError
 from tests.chaos.harness import HERE, ROOT, Operator, Service, until
 
 pytestmark = pytest.mark.chaos
@@ -23,7 +26,7 @@ as_root = pytest.mark.skipif(
 
 
 def remove(folder: Path) -> None:
-    """Remove a directory, whatever a worker puts back into it meanwhile."""
+    """Remove a directory, whatever workers put back into it."""
 
     def removed() -> bool:
         done = False
@@ -38,8 +41,9 @@ def remove(folder: Path) -> None:
 def test_deleted_run_directory(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """Workers whose rows were deleted come back, and are waited for as before."""
+    """Workers whose reports were deleted come back, and are waited for as before."""
     busy, _ = service.start(2)
+    operator.settle(2)
     busy.begin("/slow?seconds=2.5")
     until(lambda: service.running("slow"))
     later = operator.later()
@@ -48,23 +52,86 @@ def test_deleted_run_directory(
     report = later.result()
     assert report.outcome == "drained", report
     assert report.seconds > 1
+    # Another coordinator has not seen who was there.
+    report = operator.drain()
+    assert report.outcome == "lost", report
+    assert report.seconds < 1
+    assert "--workers N" in report.reason
+    assert operator.drain(workers=2).outcome == "drained"
+    assert operator.drain().outcome == "drained"
+
+
+@pytest.mark.parametrize("what", ["run", "."], ids=["reports", "everything"])
+def test_deleted_again_and_again(
+    service: Service, operator: Operator, state: Path, what: str
+) -> None:
+    """Deletions in the middle of looks hide no request, whoever looks."""
+    busy, _ = service.start(2)
+    operator.settle(2)
+    busy.begin("/slow?seconds=4")
+    until(lambda: service.running("slow"))
+    operator.on()
+    told: list[str] = []
+
+    def drain() -> None:
+        with contextlib.suppress(StoreError):
+            told.append(Operator(service).drain(1).outcome)
+
+    while service.running("slow"):
+        threads = [threading.Thread(target=drain) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            remove(state / what)
+            time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+    assert "drained" not in told[:-3]
+    until(lambda: operator.drain(workers=2).outcome == "drained")
+    assert busy.get("/fast") == 503
 
 
 def test_deleted_run_directory_and_stopped_worker(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A worker that cannot come back is lost: nobody says drained without it."""
-    sleeper, _ = service.start(2)
+    """A worker that cannot come back is never passed over."""
+    sleeper, other = service.start(2)
+    operator.settle(2)
     sleeper.begin("/slow?seconds=0.5")
     until(lambda: service.running("slow"))
     sleeper.signal(signal.SIGSTOP)
     remove(state / "run")
-    report = operator.drain(2)
+    # No list is no answer, and one that was made again is not complete.
+    assert operator.drain(2).outcome in {"lost", "too_few"}
+    until(lambda: list(state.glob(f"run/default/{other.pid}-*.json")))
+    report = operator.drain(30)
     assert report.outcome == "lost", report
+    assert report.seconds < 2
+    assert "--workers N" in report.reason
+    assert operator.drain(2, workers=2).outcome == "too_few"
     sleeper.signal(signal.SIGCONT)
-    until(lambda: not service.running("slow"))
-    assert operator.drain(2).outcome == "lost"  # Nobody knows who else there was.
-    report = operator.drain(workers=2, vouched=True)
+    report = operator.drain(workers=2)
+    assert report.outcome == "drained", report
+    assert operator.drain().outcome == "drained"
+
+
+def test_deleted_run_directory_and_cold_worker(
+    service: Service, operator: Operator, state: Path
+) -> None:
+    """A list that a new worker makes after a loss is not complete for long."""
+    service.start(2)
+    operator.settle(2)
+    (first,) = service.instances[:1]
+    first.begin("/slow?seconds=6")
+    until(lambda: service.running("slow"))
+    first.signal(signal.SIGSTOP)
+    # It starts without a list, before the other one has noticed.
+    remove(state / "run")
+    service.start()
+    report = operator.drain(4)
+    assert report.outcome == "lost", report
+    first.signal(signal.SIGCONT)
+    report = operator.drain(workers=3)
     assert report.outcome == "drained", report
 
 
@@ -80,20 +147,26 @@ def test_deleted_state_directory(
         until((state / "default.json").exists)
         assert json.loads((state / "default.json").read_text())["message"] == "chaos"
     assert first.get("/fast") == second.get("/fast") == 503
-
-
-def test_deleted_state_directory_that_nobody_had_read(
-    service: Service, operator: Operator, state: Path
-) -> None:
-    """Workers that know only that something was published refuse until it is set."""
-    first, second = service.start(2)
-    operator.drain()
-    remove(state)
-    with service.load(served=False):
-        until(lambda: len(list(state.glob("run/*.slot"))) == 2)
-        assert first.get("/fast") == second.get("/fast") == 503
     operator.off()
     assert first.get("/fast") == second.get("/fast") == 200
+
+
+def test_deleted_state_directory_while_waiting(
+    service: Service, operator: Operator, state: Path
+) -> None:
+    """A wait that saw all workers outlives the loss of everything."""
+    busy, other = service.start(2)
+    operator.settle(2)
+    busy.begin("/slow?seconds=2.5")
+    until(lambda: service.running("slow"))
+    later = operator.later()
+    until(lambda: other.get("/fast") == 503)
+    remove(state)
+    later.looks_again("busy")
+    report = later.result()
+    assert report.outcome == "drained", report
+    assert report.seconds > 1
+    assert busy.get("/fast") == other.get("/fast") == 503
 
 
 def test_deleted_state_directory_and_stopped_worker(
@@ -101,75 +174,157 @@ def test_deleted_state_directory_and_stopped_worker(
 ) -> None:
     """A new directory knows nothing, and yet no worker of the old one is forgotten."""
     sleeper, other = service.start(2)
+    operator.settle(2)
     sleeper.begin("/slow?seconds=0.5")
     until(lambda: service.running("slow"))
     sleeper.signal(signal.SIGSTOP)
     remove(state)
-    report = operator.drain(2)
-    assert report.outcome == "lost", report
+    assert operator.drain(2).outcome in {"lost", "too_few"}
+    until(lambda: list(state.glob(f"run/default/{other.pid}-*.json")))
+    assert operator.drain(2).outcome == "lost"
     assert other.get("/fast") == 503
     sleeper.signal(signal.SIGCONT)
     until(lambda: not service.running("slow"))
-    report = operator.drain(workers=2, vouched=True)
+    report = operator.drain(workers=2)
     assert report.outcome == "drained", report
     assert sleeper.get("/fast") == 503
 
 
-def test_deleted_row_of_stopped_worker(
+def test_restored_state_directory(
+    service: Service, operator: Operator, state: Path, tmp_path: Path
+) -> None:
+    """A backup that is put back does not open what was closed since."""
+    busy, other = service.start(2)
+    operator.settle(2)
+    shutil.copytree(state, tmp_path / "backup", copy_function=copy_readable)
+    busy.begin("/slow?seconds=2.5")
+    until(lambda: service.running("slow"))
+    later = operator.later()
+    until(lambda: other.get("/fast") == 503)
+    with service.load(served=False):
+        remove(state)
+        with contextlib.suppress(shutil.Error):
+            shutil.copytree(tmp_path / "backup", state, dirs_exist_ok=True)
+        report = later.result()
+        assert report.outcome in {"drained", "superseded"}, report
+        until(lambda: '"enabled": true' in (state / "default.json").read_text())
+    assert busy.get("/fast") == other.get("/fast") == 503
+
+
+def test_deleted_report_of_stopped_worker(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A row that a cleaner deleted is not taken for a worker that has left."""
+    """A report that a cleaner deleted is not taken for a worker that has left."""
     sleeper, _ = service.start(2)
+    operator.settle(2)
     sleeper.begin("/slow?seconds=0.5")
     until(lambda: service.running("slow"))
     sleeper.signal(signal.SIGSTOP)
-    (row,) = state.glob(f"run/default.{sleeper.pid}-*.slot")
-    row.unlink()
+    (report_file,) = state.glob(f"run/default/{sleeper.pid}-*.json")
+    report_file.unlink()
     report = operator.drain(1)
     assert report.outcome == "lost", report
-    assert str(sleeper.pid) in report.reason
+    assert f"forget {sleeper.pid}-" in report.reason
     sleeper.signal(signal.SIGCONT)
+    until(report_file.exists)
+    assert operator.drain(workers=2).outcome == "drained"
+
+
+def test_deleted_locks(service: Service, operator: Operator, state: Path) -> None:
+    """A lock file that a cleaner deleted proves no death, and comes back."""
+    busy, _ = service.start(2)
+    operator.settle(2)
+    busy.begin("/slow?seconds=3")
+    until(lambda: service.running("slow"))
+    later = operator.later()
+    for _ in range(5):
+        for lock in state.glob("run/default/*.lock"):
+            lock.unlink(missing_ok=True)
+        later.looks_again()
+    report = later.result()
+    assert report.outcome == "drained", report
+    assert len(report.workers) == 2
+    until(lambda: len(list(state.glob("run/default/*.lock"))) == 2)
+    service.kill(busy)
     assert operator.drain().outcome == "drained"
 
 
 @pytest.mark.parametrize("size", [0, 20])
-def test_truncated_epoch_file(
+def test_truncated_list_of_workers(
     service: Service, operator: Operator, state: Path, size: int
 ) -> None:
-    """A truncated epoch file ends no worker, hides no request and opens nothing."""
+    """A truncated list ends no worker, hides no request and opens nothing."""
     first, second = service.start(2)
+    operator.settle(2)
     first.begin("/slow?seconds=2")
     until(lambda: service.running("slow"))
     with service.load():
-        os.truncate(state / "run" / "default.epoch", size)
-        later = operator.later(4)
+        later = operator.later()
+        os.truncate(state / "run" / "default" / "members.json", size)
         report = later.result()
-        assert report.outcome == "lost", report
-        report = operator.drain(workers=2, vouched=True)
         assert report.outcome == "drained", report
+        report = operator.drain()
+        assert report.outcome == "lost", report
+        report = operator.drain(workers=2)
+        assert report.outcome == "drained", report
+    assert first.get("/fast") == second.get("/fast") == 503
+
+
+@pytest.mark.parametrize("size", [0, 20])
+def test_truncated_reports(
+    service: Service, operator: Operator, state: Path, size: int
+) -> None:
+    """A truncated report says nothing until its worker repeats it."""
+    first, second = service.start(2)
+    operator.settle(2)
+    first.begin("/slow?seconds=2")
+    until(lambda: service.running("slow"))
+    later = operator.later()
+    for path in state.glob("run/default/*-*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(path, size)
+    report = later.result()
+    assert report.outcome == "drained", report
     assert first.get("/fast") == second.get("/fast") == 503
 
 
 def test_corrupt_state_while_waiting(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A state that nobody can read any more opens nothing, and is not *drained*."""
+    """A state that cannot be read any more opens nothing, and is not *drained*."""
     busy, other = service.start(2)
+    operator.settle(2)
     busy.begin("/slow?seconds=1")
     until(lambda: service.running("slow"))
     later = operator.later(3)
-    (state / "default.json").write_text('{"active": tru')
+    until(lambda: other.get("/fast") == 503)
+    (state / "default.json").write_text('{"enabled": fal')
     report = later.result()
     assert report.outcome == "unknown", report
     assert busy.get("/fast") == other.get("/fast") == 503
     assert operator.drain().outcome == "drained"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a read-only mount of its own")
+def test_edited_by_hand_while_waiting(
+    service: Service, operator: Operator, state: Path
+) -> None:
+    """A person who opens it in the state file is obeyed, and the wait says so."""
+    busy, other = service.start(2)
+    operator.settle(2)
+    busy.begin("/slow?seconds=1")
+    until(lambda: service.running("slow"))
+    later = operator.later(5)
+    until(lambda: other.get("/fast") == 503)
+    (state / "default.json").write_text('{"enabled": false}')
+    until(lambda: other.get("/fast") == 200)
+    assert later.result().outcome == "superseded"
+
+
+@as_root
 def test_counted_and_uncounted_worker(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """Nobody vouches for a worker that cannot be counted, even beside one that can."""
+    """A worker that cannot be counted is not passed over beside one that can."""
     service.start()
     read_only = f"mount --bind {state} {state} && mount -o remount,bind,ro {state}"
     (aside,) = service.start(inside=_mounted(read_only))
@@ -200,7 +355,7 @@ def test_read_only_directory(service: Service, operator: Operator, state: Path) 
 def test_workers_of_different_users(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A worker of a user without rights obeys, and nobody vouches for it."""
+    """A worker of a user without rights obeys, and a drain does not pass over it."""
     service.start()
     (stranger,) = service.start(environment={"CHAOS_USER": str(NOBODY)})
     assert stranger.get("/fast") == 200
@@ -211,24 +366,32 @@ def test_workers_of_different_users(
 
 @as_root
 def test_foreign_owned_directory(service: Service, state: Path) -> None:
-    """Another user's command is told that it cannot see the workers."""
+    """Another user's command is told that it cannot set anything."""
     service.start()
     told = _operate(["--timeout", "1"], service, user=NOBODY)
-    assert told["error"].startswith("cannot read the workers"), told
+    assert told["error"].startswith("cannot set maintenance"), told
     assert "run as the directory's owner" in told["error"]
 
 
 @as_root
-def test_root_made_directory(service: Service, operator: Operator, state: Path) -> None:
-    """What root's command makes belongs to the service, which is counted."""
+def test_directory_of_another_user(service: Service, state: Path) -> None:
+    """A command run by root stays out of the directory of a service's own user."""
     os.chown(state.parent, NOBODY, NOBODY)
-    operator.on()
-    operator.off()
     (worker,) = service.start(environment={"CHAOS_USER": str(NOBODY)})
-    owners = {path.stat().st_uid for path in (state, *state.rglob("*"))}
-    assert owners == {NOBODY}
-    report = operator.drain()
-    assert report.outcome == "drained", report
+    made = sorted(state.rglob("*"))
+    line = [sys.executable, "-m", "fastapi_maintenance", "on", "--store", service.url]
+    done = subprocess.run(
+        line,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 14, done
+    assert "sudo -u" in done.stderr
+    assert {path.stat().st_uid for path in (state, *made)} == {NOBODY}
+    told = _operate(["--timeout", "8"], service, user=NOBODY)
+    assert told["outcome"] == "drained", told
     assert worker.get("/fast") == 503
 
 
@@ -245,24 +408,26 @@ def test_full_directory(service: Service, state: Path) -> None:
     assert "no space left on device" in told["error"], told
     assert worker.get("/fast") == 200
     subprocess.run([*inside, "rm", f"{state}/full"], check=True)
-    told = _operate(["--timeout", "5"], service, inside=inside)
-    assert told["outcome"] == "drained", told
+    # A worker that could not report is counted again within a second.
+    until(lambda: drained(service, inside))
     assert worker.get("/fast") == 503
 
 
 @as_root
 def test_hidden_proc(service: Service, operator: Operator) -> None:
-    """Who cannot see the process table proves nothing, and never says drained."""
-    (worker,) = service.start()
+    """Without the process table, the locks of a directory prove who is gone."""
+    worker, victim = service.start(2)
+    operator.settle(2)
     worker.begin("/slow?seconds=4")
-    until(lambda: service.running("slow"))
+    victim.begin("/slow?seconds=30")
+    until(lambda: service.running("slow", 2))
     hidden = _mounted("mount -t tmpfs none /proc")
     told = _operate(["--timeout", "0.5"], service, inside=hidden)
-    assert told["outcome"] == "lost", told
-    until(lambda: not service.running("slow"))
-    told = _operate(["--timeout", "0.5"], service, inside=hidden)
-    assert told["outcome"] in {"lost", "unknown"}, told
-    assert operator.drain().outcome == "drained"
+    assert told["outcome"] == "busy", told
+    service.kill(victim)
+    told = _operate(["--timeout", "10"], service, inside=hidden)
+    assert told["outcome"] == "drained", told
+    assert not service.running("slow")
 
 
 def test_new_release_directory(service: Service, tmp_path: Path) -> None:
@@ -278,14 +443,26 @@ def test_new_release_directory(service: Service, tmp_path: Path) -> None:
     assert deployer.drain().outcome == "drained"
     other.signal(signal.SIGSTOP)
     _swap(current, releases[1])
-    assert deployer.drain(1.5, workers=1).outcome == "lost"
+    assert deployer.drain(1.5).outcome in {"lost", "too_few"}
     until((releases[1] / "state" / "default.json").exists)
     assert worker.get("/fast") == 503
     other.signal(signal.SIGCONT)
     assert other.get("/fast") == 503
-    until(lambda: len(list((releases[1] / "state/run").glob("*.slot"))) == 2)
-    report = deployer.drain(workers=2, vouched=True)
+    assert deployer.drain(1.5).outcome == "lost"
+    report = deployer.drain(workers=2)
     assert report.outcome == "drained", report
+
+
+def drained(service: Service, inside: list[str]) -> bool:
+    """Tell whether a drain from a process of its own ends well."""
+    told = _operate(["--timeout", "5"], service, inside=inside)
+    return told.get("outcome") == "drained"
+
+
+def copy_readable(source: str, target: str) -> None:
+    """Copy a file, unless it has gone since it was listed."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
 
 
 def _swap(link: Path, target: Path) -> None:

@@ -137,7 +137,7 @@ def test_what_is_no_time_is_refused_with_its_value(text: str) -> None:
 def test_a_time_before_all_calendars_is_refused(zone: Zone, text: str) -> None:
     """The first hours of year one have no UTC."""
     zone(BERLIN)
-    with pytest.raises(ValueError, match="out of the calendar"):
+    with pytest.raises(ValueError, match="outside of the calendar"):
         parse_moment(text, after=NOON)
 
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 from fastapi.testclient import TestClient
 
-from fastapi_maintenance import MaintenanceGuard
+from fastapi_maintenance import MaintenanceGuard, MemoryStore
 from fastapi_maintenance.testing import force
 
 from .support import SECRET, build, serving
@@ -29,7 +29,7 @@ def test_token_is_traded_for_a_cookie_that_lets_in(token: str) -> None:
 def test_token_of_the_router_is_shown_once_and_works() -> None:
     """A token that the router makes is in that answer only, and lets in."""
     with serving() as client:
-        on = client.put("/maintenance", json={"active": True, "bypass": True}).json()
+        on = client.put("/maintenance", json={"enabled": True, "bypass": True}).json()
         token = on["bypass_token"]
         assert len(token) >= 43
         shown = client.get("/maintenance")
@@ -39,8 +39,8 @@ def test_token_of_the_router_is_shown_once_and_works() -> None:
         given = client.post("/maintenance/bypass", json={"token": token})
         assert given.status_code == 204
         assert client.post("/shop").status_code == 200
-        client.put("/maintenance", json={"active": False})
-        client.put("/maintenance", json={"active": True})
+        client.put("/maintenance", json={"enabled": False})
+        client.put("/maintenance", json={"enabled": True})
         assert client.post("/shop").status_code == 503
 
 
@@ -83,12 +83,10 @@ def test_other_tokens_get_no_cookie(
     assert not token or token not in answer.text + caplog.text
 
 
-@pytest.mark.parametrize("active", [True, False])
-def test_without_a_token_there_is_nothing_to_trade(*, active: bool) -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_without_a_token_there_is_nothing_to_trade(*, enabled: bool) -> None:
     """Off, or on without a token, is a 409."""
-    guard = MaintenanceGuard("memory:")
-    client = TestClient(build(guard), headers=SECRET)
-    with force(guard, active=active):
+    with serving(MemoryStore(enabled=enabled)) as client:
         answer = client.post(
             "/maintenance/bypass", json={"token": "correct-horse-battery"}
         )

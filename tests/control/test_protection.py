@@ -7,7 +7,7 @@ from tests import asgi
 
 from .support import JSON, SECRET, build, serving
 
-ON = b'{"active": true}'
+ON = b'{"enabled": true}'
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,6 @@ ON = b'{"active": true}'
     [
         ("GET", "/maintenance"),
         ("PUT", "/maintenance"),
-        ("GET", "/maintenance/events"),
         ("GET", "/maintenance/console"),
         ("POST", "/maintenance/bypass"),
     ],
@@ -27,7 +26,7 @@ def test_everything_is_behind_the_dependency(method: str, path: str) -> None:
             method, path, headers={**JSON, "X-Operator": "eve"}, content=ON
         )
         assert answer.status_code == 401
-        assert client.get("/maintenance").json()["epoch"] == 0
+        assert client.get("/maintenance").json()["state"]["epoch"] == 0
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_takes_json_only(method: str, path: str, kind: str | None) -> None:
         assert (
             client.request(method, path, content=ON, headers=headers).status_code == 415
         )
-        assert client.get("/maintenance").json()["epoch"] == 0
+        assert client.get("/maintenance").json()["state"]["epoch"] == 0
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_refuses_other_origins(headers: dict[str, str], status: int) -> None:
     with serving() as client:
         answer = client.put("/maintenance", content=ON, headers={**JSON, **headers})
         assert answer.status_code == status
-        assert client.get("/maintenance").json()["active"] is (status == 200)
+        assert client.get("/maintenance").json()["state"]["enabled"] is (status == 200)
 
 
 def test_reading_is_not_asked_for_its_origin() -> None:
@@ -96,12 +95,12 @@ def test_reading_is_not_asked_for_its_origin() -> None:
 
 
 def test_get_changes_nothing() -> None:
-    """No GET publishes: the epoch stays, a watched drain included."""
+    """No GET publishes: the state and its epoch stay."""
     with serving() as client:
-        epoch = client.put("/maintenance", json={"active": True}).json()["epoch"]
-        for path in ("", "/events", "/console"):
+        on = client.put("/maintenance", json={"enabled": True}).json()
+        for path in ("", "/console"):
             assert client.get(f"/maintenance{path}").status_code == 200
-        assert client.get("/maintenance").json()["epoch"] == epoch
+        assert client.get("/maintenance").json()["state"] == on["state"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ async def test_names_who_asked_by_address(
 
 
 def test_console_is_self_contained() -> None:
-    """The page loads nothing, runs its own code only, and is framed by nobody."""
+    """The page loads nothing, runs its own code only, and cannot be framed."""
     with serving() as client:
         answer = client.get("/maintenance/console")
     policy = answer.headers["content-security-policy"]

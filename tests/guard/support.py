@@ -37,7 +37,7 @@ class Ran(list[str]):
 
 def closed(**options: object) -> MaintenanceGuard:
     """Return a guard with maintenance on."""
-    return MaintenanceGuard(MemoryStore(active=True), **options)  # type: ignore[arg-type]  # the options of any test
+    return MaintenanceGuard(MemoryStore(enabled=True), **options)  # type: ignore[arg-type]  # the options of any test
 
 
 def opened(**options: object) -> MaintenanceGuard:
@@ -47,8 +47,9 @@ def opened(**options: object) -> MaintenanceGuard:
 
 def in_flight(guard: MaintenanceGuard) -> int:
     """Return how many requests a guard counts."""
-    current, old, _ = guard._switch.worker.counts()
-    return current + old
+    worker = guard._switch.worker
+    worker.drop_exempt()
+    return len(worker.current) + len(worker.old)
 
 
 async def emptied(guard: MaintenanceGuard) -> bool:
@@ -76,11 +77,16 @@ Build = Callable[[MaintenanceGuard, Ran], FastAPI]
 
 
 def publish(guard: MaintenanceGuard, **fields: object) -> MaintenanceState:
-    """Set the state of a guard on a memory store, whose publishing never waits."""
-    state = MaintenanceState(**fields)  # type: ignore[arg-type]  # the fields of any test
-    publishing = guard._switch.source.publish(guard._switch.name, lambda _: state)
-    with pytest.raises(StopIteration) as done:
-        publishing.send(None)
-    published = done.value.value
-    assert isinstance(published, MaintenanceState)
-    return published
+    """Set the state of a guard on a memory store, and wait until it is adopted."""
+
+    def change(before: MaintenanceState | None) -> MaintenanceState:
+        epoch = before.epoch + 1 if before else 1
+        return MaintenanceState(epoch=epoch, tag=f"test-{epoch}", **fields)  # type: ignore[arg-type]  # the fields of any test
+
+    switch = guard._switch
+    switch.join_now()
+    state = switch.store.publish(switch.name, change)
+    deadline = time.monotonic() + PATIENCE
+    while switch.worker.state != state and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return state

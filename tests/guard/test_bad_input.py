@@ -151,7 +151,7 @@ async def test_enable_refuses_wrong_arguments(
     guard._switch.clock = lambda: NOW
     with pytest.raises(kind, match=text):
         await guard.enable(**fields)
-    assert not guard.state.active
+    assert not guard.state.enabled
 
 
 PLANS = [

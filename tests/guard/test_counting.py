@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceGuard
-from tests.asgi import Message, call
+from tests.calls import Message, call
 from tests.guard.support import Ran, both, emptied, in_flight, opened
 
 

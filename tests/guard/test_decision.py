@@ -10,7 +10,7 @@ from starlette.testclient import WebSocketDenialResponse
 from fastapi_maintenance import decision, maintenance_exempt
 from fastapi_maintenance._fastapi import OUTER_STACK
 from fastapi_maintenance.exemptions import from_networks, with_header
-from tests.asgi import call, handshake
+from tests.calls import call, handshake
 from tests.guard.support import Ran, both, closed, in_flight, opened, publish
 
 SECRET = "open-sesame"

@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_maintenance import MaintenanceGuard
-from tests.asgi import call
+from tests.calls import call
 from tests.guard.support import Ran, both, closed, emptied, in_flight, opened, publish
 
 LOGGER = "fastapi_maintenance"

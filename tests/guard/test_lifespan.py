@@ -183,7 +183,7 @@ def test_change_is_told_once_per_change(caplog: pytest.LogCaptureFixture) -> Non
     """on_change is called with each new state once, whoever notices it."""
     caplog.set_level(logging.INFO, "fastapi_maintenance")
     told: list[tuple[bool, str | None]] = []
-    guard = opened(on_change=lambda state: told.append((state.active, state.message)))
+    guard = opened(on_change=lambda state: told.append((state.enabled, state.message)))
     app = FastAPI(lifespan=guard.lifespan, dependencies=[Depends(guard)])
     both(app, Ran())
     with TestClient(app) as client:
@@ -205,7 +205,7 @@ def test_change_is_told_once_per_change(caplog: pytest.LogCaptureFixture) -> Non
 def test_worker_that_joins_under_maintenance_is_told() -> None:
     """on_change is called at the start when maintenance is on already."""
     told: list[bool] = []
-    guard = closed(on_change=lambda state: told.append(state.active))
+    guard = closed(on_change=lambda state: told.append(state.enabled))
     with TestClient(FastAPI(lifespan=guard.lifespan)):
         assert told == [True]
 
@@ -213,7 +213,7 @@ def test_worker_that_joins_under_maintenance_is_told() -> None:
 def test_worker_that_comes_back_is_told_what_changed_meanwhile() -> None:
     """A worker that left and joined again hears of what it missed, and no more."""
     told: list[bool] = []
-    guard = closed(on_change=lambda state: told.append(state.active))
+    guard = closed(on_change=lambda state: told.append(state.enabled))
     app = FastAPI(lifespan=guard.lifespan)
     with TestClient(app):
         pass
@@ -232,7 +232,7 @@ def test_failing_on_change_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> 
 
     told: list[bool] = []
     guard = closed(on_change=broken)
-    guard._switch.worker.listen(lambda state: told.append(state.active))
+    guard._switch.worker.listen(lambda state: told.append(state.enabled))
     app = FastAPI(dependencies=[Depends(guard)])
     both(app, Ran())
     assert TestClient(app).get("/target").status_code == 503

@@ -39,7 +39,7 @@ def test_refused_health_check_is_warned_of_once(
     prober: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One warning for each guard names the prober, the path and the remedy."""
-    client = client_of(MaintenanceGuard(MemoryStore(active=True)))
+    client = client_of(MaintenanceGuard(MemoryStore(enabled=True)))
     for agent in (prober, prober, *PROBERS):
         answer = client.get("/healthz", headers={"User-Agent": agent})
         assert answer.status_code == 503
@@ -51,7 +51,7 @@ def test_refused_health_check_is_warned_of_once(
 
 def test_health_check_that_passes_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     """A prober of an exempt route, or while it is open, is not warned of."""
-    client = client_of(MaintenanceGuard(MemoryStore(active=True)))
+    client = client_of(MaintenanceGuard(MemoryStore(enabled=True)))
     client.get("/livez", headers={"User-Agent": PROBERS[0]})
     client = client_of(MaintenanceGuard(MemoryStore()))
     client.get("/healthz", headers={"User-Agent": PROBERS[0]})
@@ -66,7 +66,7 @@ def test_refusals_of_others_are_silent(
 ) -> None:
     """Refusing clients logs nothing, however many there are."""
     caplog.set_level(logging.DEBUG, "fastapi_maintenance")
-    client = client_of(MaintenanceGuard(MemoryStore(active=True)))
+    client = client_of(MaintenanceGuard(MemoryStore(enabled=True)))
     client.get("/healthz")
     before = len(caplog.records)
     for _ in range(10):
@@ -79,7 +79,7 @@ def test_what_a_prober_sends_is_shown_on_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A client that poses as a prober cannot forge a second record, or a long one."""
-    client = client_of(MaintenanceGuard(MemoryStore(active=True)))
+    client = client_of(MaintenanceGuard(MemoryStore(enabled=True)))
     agent = b"kube-probe/\x1b[31m\xe9" + b"x" * 5_000
     client.get("/healthz", headers={"User-Agent": agent})  # type: ignore[arg-type]  # sent as it is
     (said,) = warned(caplog)

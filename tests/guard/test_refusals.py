@@ -25,7 +25,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from fastapi_maintenance import MaintenanceError, MaintenanceGuard
-from tests.asgi import call, handshake
+from tests.calls import call, handshake
 from tests.guard.support import Ran, both, closed, in_flight, publish
 
 DETAIL = "Service temporarily unavailable due to maintenance"

@@ -40,7 +40,7 @@ def test_spread_lengthens_by_a_part(spread: float, drawn: float, seconds: int) -
     guard = MaintenanceGuard("memory:", retry_spread=spread)
     at_random(guard, lambda: drawn)
     with frozen_clock(guard, NOON):
-        state = MaintenanceState(active=True, until=NOON + timedelta(minutes=10))
+        state = MaintenanceState(enabled=True, until=NOON + timedelta(minutes=10))
         assert waits(guard, state) == seconds
 
 
@@ -52,7 +52,7 @@ def test_spread_stays_within_the_limits(
     """Whatever is drawn, it is whole seconds from 1 to a day, and never too early."""
     guard = MaintenanceGuard("memory:", retry_spread=spread)
     at_random(guard, lambda: drawn)
-    state = MaintenanceState(active=True, retry_after=seconds)
+    state = MaintenanceState(enabled=True, retry_after=seconds)
     plain = max(1, min(seconds, 86_400))
     assert plain <= waits(guard, state) <= min(86_400, plain + plain * spread)
 

@@ -15,7 +15,8 @@ from starlette.websockets import WebSocket
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore, maintenance_exempt
 from fastapi_maintenance.exemptions import from_networks, with_header
-from tests.asgi import Answer, call, handshake
+from tests.calls import Answer, call, handshake
+from tests.guard.support import in_flight
 
 pytestmark = pytest.mark.property
 
@@ -109,7 +110,7 @@ class Reached(Exception):  # noqa: N818  # no error of anybody's
 def built() -> FastAPI:
     """Return an application under maintenance with every kind of route."""
     guard = MaintenanceGuard(
-        MemoryStore(active=True),
+        MemoryStore(enabled=True),
         exempt_handler=[
             with_header("X-Admin-Key", SECRET),
             from_networks("10.0.0.0/8"),
@@ -278,7 +279,7 @@ async def mixture(deeds: list[str]) -> None:
     await guard.enable()  # So that counts() looks for what only garbage holds.
     for _ in range(3):
         await asyncio.sleep(0)
-    assert guard._switch.worker.counts() == (0, 0, None)
+    assert in_flight(guard) == 0
 
 
 @given(deeds=st.lists(st.sampled_from(DEEDS), min_size=1, max_size=8))

@@ -80,7 +80,7 @@ class Proxy:
             listeners = [] if self.frozen else [self._listener]
             watched = [*listeners, self._woken, *ends]
             ready: list[socket.socket] = []
-            with contextlib.suppress(OSError, ValueError):  # Cut meanwhile.
+            with contextlib.suppress(OSError, ValueError):  # Cut in between.
                 ready, _, _ = select.select(watched, [], [], 0.02)
             for end in ready:
                 if end is self._listener:
@@ -122,7 +122,7 @@ class Proxy:
             server.close()
 
 
-class TlsDoor:
+class TlsProxy:
     """Speaks TLS before a server that was built without it, as terminators do.
 
     Args:
@@ -139,7 +139,7 @@ class TlsDoor:
         self._ends: list[socket.socket] = []
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._run, name="tls door", daemon=True).start()
+        threading.Thread(target=self._run, name="tls proxy", daemon=True).start()
         return self
 
     def __exit__(

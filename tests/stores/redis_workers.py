@@ -4,80 +4,82 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Iterator
 
 import anyio.to_thread
 
 from fastapi_maintenance import MaintenanceState
-from fastapi_maintenance.fence import Roster, WorkerRow
-from fastapi_maintenance.stores._redis_link import RedisLink, RedisWorker
-from fastapi_maintenance.stores._redis_thread import Hub
+from fastapi_maintenance.changes import published
+from fastapi_maintenance.fence import WorkerReport
+from fastapi_maintenance.keeper import Keeper, _Kept
+from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores.redis import RedisStore
+from fastapi_maintenance.switch import Switch
 from tests.stores.redis_server import RedisServer, shared_server, until
 
 NAME = "default"
-ON = MaintenanceState(active=True, begun=True, message="upgrade")
+ON = MaintenanceState(enabled=True, message="upgrade")
+
+on = published(lambda _: ON)
+off = published(lambda _: MaintenanceState())
+
+
+def publish(store: RedisStore, *, enabled: bool, name: str = NAME) -> MaintenanceState:
+    """Publish on or off under a new tag."""
+    state = MaintenanceState(enabled=enabled, message="upgrade")
+    return store.publish(name, published(lambda _: state))
 
 
 def fresh_url(server: RedisServer | None = None, *, user: str = "") -> str:
-    """Return a URL with a prefix that nobody has used before."""
+    """Return a URL with a prefix that no other test has used."""
     server = server or shared_server()
     return server.url(f"prefix=t{secrets.token_hex(6)}", user=user)
 
 
-def on(before: MaintenanceState) -> MaintenanceState:
-    """Switch on."""
-    return ON.but(holders=before.holders, extra=before.extra)
+def twin(store: RedisStore) -> RedisStore:
+    """Return another store of the same place, as another process has it."""
+    return RedisStore(store._client, prefix=store.prefix)
 
 
-def off(_: MaintenanceState) -> MaintenanceState:
-    """Switch off."""
-    return MaintenanceState()
+def another(store: RedisStore, name: str = NAME) -> _Kept:
+    """Return a worker with a report, a thread and connections of its own."""
+    return Keeper(twin(store)).switch(name)
 
 
-def vouched_url() -> str:
-    """Return the URL of a store whose list of workers a person has called complete."""
-    url = fresh_url()
-    store = RedisStore.from_url(url)
-    keys = store._keys(NAME)
-    store._scripts.begin(keys, "the first")
-    store._vouch(NAME, store._roster(NAME).generation)
-    return url
-
-
-def another(store: RedisStore, name: str = NAME) -> RedisWorker:
-    """Return a worker with a row, a thread and connections of its own."""
-    connector = RedisStore(store._connector.client, prefix=store.prefix)._connector
-    scripts = type(store._scripts)(connector, store.prefix)
-    link = RedisLink(scripts, store._keys(name), Hub(connector, store.prefix))
-    return RedisWorker(link, f"{name!r} elsewhere")
-
-
-@contextlib.asynccontextmanager
-async def joined(*workers: RedisWorker) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def joined(*workers: _Kept) -> Iterator[None]:
     """Let workers be joined for the time of a block."""
-    for worker in workers:
-        await anyio.to_thread.run_sync(worker.enter)
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as stack:
         for worker in workers:
-            await anyio.to_thread.run_sync(worker.leave)
+            worker.enter()
+            stack.callback(worker.leave)
+        yield
 
 
-async def eventually(
-    condition: Callable[[], object], seconds: float = 10.0, what: str = ""
-) -> None:
+def switch(store: RedisStore, name: str = NAME) -> Switch:
+    """Return an operator's switch that gives a new roster no time to settle."""
+    made = Switch(store, name)
+    made.settling = 0.0
+    return made
+
+
+def report(worker: str = "1-a", **fields: object) -> WorkerReport:
+    """Return a report of this process under another id."""
+    values = {"host": "web-1", "pid": 1, **fields}
+    return WorkerReport.model_validate({"id": worker, **values})
+
+
+def own_process() -> str:
+    """Return the identity of this process."""
+    return str(ProcessIdentity.own())
+
+
+def listed(store: RedisStore, worker: str, name: str = NAME) -> WorkerReport:
+    """Return a worker's report as the store lists it."""
+    (found,) = [row for row in store.roster(name).workers if row.id == worker]
+    return found
+
+
+async def eventually(condition: object, seconds: float = 10.0, what: str = "") -> None:
     """Wait until a condition holds, while the loop runs; fail when it never does."""
     await anyio.to_thread.run_sync(until, condition, seconds, what)
-
-
-async def row_of(store: RedisStore, worker: RedisWorker, name: str = NAME) -> WorkerRow:
-    """Return a worker's row."""
-    return find(await store.roster(name), worker.id)
-
-
-def find(roster: Roster, worker: str) -> WorkerRow:
-    """Return the row of an id."""
-    (row,) = [row for row in roster.rows if row.id == worker]
-    return row

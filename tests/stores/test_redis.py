@@ -1,43 +1,47 @@
-"""The state and the rows in a real Redis, while all is well."""
+"""The state and the reports in a real Redis, while all is well."""
 
-import contextlib
-import gc
+from __future__ import annotations
+
 import json
 import os
+import statistics
 import subprocess
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-import anyio
-import anyio.to_thread
 import pytest
 import redis
 
 from fastapi_maintenance import MaintenanceState, StoreError
-from fastapi_maintenance.fence import Fence, holds_up
-from fastapi_maintenance.orders import HeldError, Order
+from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.fence import Roster
 from fastapi_maintenance.stores import open_store
-from fastapi_maintenance.stores._process import ProcessIdentity
-from fastapi_maintenance.stores._redis_rows import encode, field_of, kernel_of
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Switch
-from fastapi_maintenance.waiting import Plan
-from tests.stores.redis_server import PASSWORD, shared_server
+from fastapi_maintenance.switch import DrainOptions, Switch
+from tests.stores.children import in_child
+from tests.stores.redis_server import PASSWORD, shared_server, until
 from tests.stores.redis_workers import (
     NAME,
-    ON,
     another,
     eventually,
-    find,
     fresh_url,
     joined,
+    listed,
     off,
     on,
-    row_of,
+    own_process,
+    publish,
+    report,
+    switch,
+    twin,
 )
 
 pytestmark = [pytest.mark.redis, pytest.mark.anyio]
+
+FAR = "another-boot||pid:[1]|7"
+"""The identity of a process on another machine."""
 
 
 @pytest.fixture
@@ -52,611 +56,508 @@ def raw() -> redis.Redis:
     return shared_server().client()
 
 
-async def test_nothing_stored_is_off(store: RedisStore) -> None:
-    """A Redis that nobody has used says off, without an epoch."""
-    assert await store.read(NAME) == MaintenanceState()
+def test_a_new_prefix_has_no_state_and_no_roster(store: RedisStore) -> None:
+    """Where nothing is stored, reading says so and makes nothing."""
+    assert store.read(NAME) is None
+    assert store.roster(NAME) == Roster(complete=False)
+    assert store.roster(NAME) == Roster(complete=False)
 
 
-async def test_what_was_published_is_read_by_all(store: RedisStore) -> None:
+def test_what_was_published_is_read_by_all(store: RedisStore) -> None:
     """A publication is what every other process reads, unknown keys included."""
-    published = await store.publish(NAME, lambda _: ON.but(extra={"ticket": 7}))
-    other = RedisStore(store._connector.client, prefix=store.prefix)
-    assert await other.read(NAME) == published
-    assert published.epoch > 0
-    assert published.extra == {"ticket": 7}
+    state = MaintenanceState(epoch=7, enabled=True, ticket="OPS-7")  # type: ignore[call-arg]  # unknown
+    assert store.publish(NAME, lambda _: state) == state
+    assert twin(store).read(NAME) == state
 
 
-async def test_epochs_grow_whatever_the_clock_says(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """An epoch exceeds all that were ever reported, though the state is gone."""
-    first = await store.publish(NAME, on)
-    keys = store._keys(NAME)
-    ahead = first.epoch + 10**9
-    raw.hset(keys.workers, ".epoch", ahead)
-    raw.delete(keys.state)
-    assert (await store.publish(NAME, off)).epoch == ahead + 1
+def test_a_state_of_an_epoch_that_does_not_grow_is_refused(store: RedisStore) -> None:
+    """A store saves no epoch twice, and keeps what it has."""
+    first = publish(store, enabled=True)
+    with pytest.raises(StoreError, match="is not larger than the stored one"):
+        store.publish(NAME, lambda _: MaintenanceState(epoch=first.epoch))
+    assert store.read(NAME) == first
 
 
-async def test_racing_publishers_lose_nothing(store: RedisStore) -> None:
+def test_a_change_that_raises_changes_nothing(store: RedisStore) -> None:
+    """An error of the change itself is passed on, and the state stands."""
+    first = publish(store, enabled=True)
+
+    def refuse(before: MaintenanceState | None) -> MaintenanceState:
+        raise LookupError(before)
+
+    with pytest.raises(LookupError):
+        store.publish(NAME, refuse)
+    assert store.read(NAME) == first
+
+
+def test_racing_publishers_lose_nothing(store: RedisStore) -> None:
     """Changes of many publishers at once are applied one after the other, all."""
 
-    async def add(holder: str) -> None:
-        await store.publish(
-            NAME, lambda before: ON.but(holders=(*before.holders, holder))
-        )
+    def add(holder: str) -> None:
+        def change(before: MaintenanceState | None) -> MaintenanceState:
+            held = before.holders if before is not None else ()
+            return MaintenanceState(enabled=True, holders=(*held, holder))
 
-    async with anyio.create_task_group() as group:
-        for number in range(20):
-            group.start_soon(add, f"job{number}")
-    state = await store.read(NAME)
-    assert sorted(state.holders) == sorted(f"job{number}" for number in range(20))
+        store.publish(NAME, published(change))
 
-
-async def test_a_change_that_refuses_changes_nothing(store: RedisStore) -> None:
-    """An error of the change itself is passed on, and the state stands."""
-    before = await store.publish(NAME, on)
-
-    def refuse(_: MaintenanceState) -> MaintenanceState:
-        raise HeldError("held")
-
-    with pytest.raises(HeldError):
-        await store.publish(NAME, refuse)
-    assert await store.read(NAME) == before
+    holders = [f"job{number}" for number in range(10, 30)]
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(add, holders))
+    state = store.read(NAME)
+    assert state is not None
+    assert sorted(state.holders) == holders
 
 
-async def test_switches_and_prefixes_are_apart(store: RedisStore) -> None:
-    """Another name, prefix or database is another switch."""
-    await store.publish(NAME, on)
-    other_database = redis.Redis(port=shared_server().port, password=PASSWORD, db=1)
-    assert (await store.read("payments")).active is False
-    assert (await open_store(fresh_url()).read(NAME)).active is False
-    elsewhere = RedisStore(other_database, prefix=store.prefix)
-    assert (await elsewhere.read(NAME)).active is False
+def test_a_wait_ends_with_a_publication(store: RedisStore) -> None:
+    """Who waits for several switches hears of a change of each of them."""
+    names = [NAME, "payments"]
+    for _ in names:
+        store.wait(names, 5.0)  # The server confirms each subscription.
+    for name in names:
+        waiting = threading.Thread(target=store.wait, args=(names, 60.0))
+        waiting.start()
+        publish(twin(store), enabled=True, name=name)
+        waiting.join(5.0)
+        assert not waiting.is_alive()
+    store.close()
 
 
-async def test_stores_of_one_place_share_the_worker(store: RedisStore) -> None:
-    """A process is one row, however many store objects mean the same place."""
-    other = RedisStore(store._connector.client, prefix=store.prefix)
-    assert other.worker(NAME) is store.worker(NAME)
-    assert other.worker("payments") is not store.worker(NAME)
+def test_a_wait_ends_when_its_time_has_passed(store: RedisStore) -> None:
+    """Without a change, a wait lasts as long as it was told to."""
+    store.wait([NAME], 5.0)
+    started = time.monotonic()
+    store.wait([NAME], 0.1)
+    assert 0.09 < time.monotonic() - started < 2.0
+    store.close()
 
 
-async def test_requests_read_memory_that_is_adopted_within_moments(
-    store: RedisStore,
-) -> None:
-    """A worker elsewhere adopts a publication without being asked, and soon."""
-    worker = another(store)
-    async with joined(worker):
-        await store.publish(NAME, on)
-        await eventually(lambda: worker.look().active, 0.9, "adopted by message")
-        await store.publish(NAME, off)
-        await eventually(lambda: not worker.look().active, 0.9, "adopted by message")
+def test_a_store_that_was_closed_can_be_used_again(store: RedisStore) -> None:
+    """Closing ends the connections, and the next use makes new ones."""
+    store.wait([NAME], 5.0)
+    store.close()
+    store.close()
+    publish(store, enabled=True)
+    store.wait([NAME], 5.0)
+    store.close()
 
 
-async def test_the_publishing_process_adopts_at_once(store: RedisStore) -> None:
-    """Whoever publishes has adopted the state when the call returns."""
-    async with joined(store.worker(NAME)):
-        state = await store.publish(NAME, on)
-        assert store.worker(NAME).look() == state
+def test_the_first_report_makes_a_complete_roster(store: RedisStore) -> None:
+    """A worker that remembers no roster makes one that is complete, and joins it."""
+    receipt = store.report(NAME, report())
+    assert (receipt.complete, receipt.replaced, receipt.young) == (True, False, False)
+    again = store.report(NAME, report(generation=receipt.generation, seen=5, tag="t"))
+    assert again == receipt._replace(replaced=True)
+    roster = store.roster(NAME)
+    assert (roster.generation, roster.complete) == (receipt.generation, True)
+    assert roster.members == {"1-a"}
+    (found,) = roster.workers
+    assert (found.seen, found.tag, found.liveness) == (5, "t", "alive")
+    assert 0 <= found.age < 2
+    assert 0 <= roster.age < 2
 
 
-async def test_peek_says_what_was_read_and_nothing_else(store: RedisStore) -> None:
-    """Before anything was read there is no answer; then there is the last one."""
-    with pytest.raises(StoreError, match="has not been read yet; use FastAPI"):
-        store.peek(NAME)
-    state = await store.publish(NAME, on)
-    assert store.peek(NAME) == state
-    other = another(store)
-    async with joined(other):
-        assert other.state == state
+def test_a_roster_that_is_made_again_is_not_complete(store: RedisStore) -> None:
+    """A worker that remembers a roster which is gone says that others may be missing."""
+    receipt = store.report(NAME, report(generation="lost"))
+    assert receipt.complete is False
+    assert store.roster(NAME).complete is False
 
 
-async def test_a_row_shows_what_is_in_flight(store: RedisStore) -> None:
-    """A row has the adopted epoch, both counts and the route of the oldest request."""
-    worker = another(store)
-    async with joined(worker):
-        admission = worker.admit("GET /slow")
-        state = await store.publish(NAME, on)
-        await eventually(lambda: worker.look().epoch == state.epoch)
-        await eventually(lambda: worker.link.reported_old == 1)
-        row = await row_of(store, worker)
-        assert (row.seen, row.current, row.old) == (state.epoch, 0, 1)
-        assert row.oldest_route == "GET /slow"
-        assert row.oldest_age is not None
-        assert row.pid == os.getpid()
-        assert row.counts_first is False
-        assert row.liveness == "alive"
-        admission.release()
-        await eventually(lambda: worker.link.reported_old == 0, 0.5, "reported soon")
-        assert (await row_of(store, worker)).in_flight == 0
+def test_a_worker_that_was_removed_is_told_so(store: RedisStore) -> None:
+    """A worker that was forgotten and still lives is listed again, and learns it."""
+    store.report(NAME, report())
+    store.report(NAME, report("2-b"))
+    store.remove(NAME, "1-a")
+    store.remove(NAME, "unknown")
+    roster = store.roster(NAME)
+    assert roster.members == {"2-b"} == {worker.id for worker in roster.workers}
+    receipt = store.report(NAME, report(generation=roster.generation))
+    assert receipt.replaced is False
+    assert store.roster(NAME).members == {"1-a", "2-b"}
 
 
-async def test_a_drain_waits_for_requests_elsewhere(store: RedisStore) -> None:
-    """A request on another worker holds the drain up until it ends, and no longer."""
-    switch = Switch(store, NAME)
-    worker = another(store)
-    async with joined(worker):
-        await switch.drain(Plan(timeout=1, vouched=True), order=Order())
-        await switch.disable()
-        await eventually(lambda: not worker.look().active)
-        admission = worker.admit("GET /slow")
-        busy = await switch.drain(Plan(timeout=0.3), order=Order())
-        assert (busy.outcome, busy.workers[0].old) == ("busy", 1)
-        threading.Timer(0.2, admission.release).start()
-        report = await switch.drain(Plan(timeout=5))
-        assert report.outcome == "drained"
-        assert 0.15 < report.seconds < 1.0
+def test_removing_without_a_roster_makes_none(store: RedisStore) -> None:
+    """A report that a loss has left can be removed; there is still no roster."""
+    store.remove(NAME, "1-a")
+    assert store.roster(NAME) == Roster(complete=False)
 
 
-async def test_a_worker_that_cannot_count_makes_the_answer_unknown(
-    store: RedisStore,
-) -> None:
-    """A drain does not vouch for a worker that says it cannot count."""
-    worker = another(store)
-    async with joined(worker):
-        await store.vouch(NAME, (await store.roster(NAME)).generation)
-        assert (await store.roster(NAME)).uncounted is False
-        worker.stand_aside("a test")
-        worker.link.report()
-        assert (await store.roster(NAME)).uncounted is True
+def test_workers_that_join_at_once_are_all_listed(store: RedisStore) -> None:
+    """Joining is a transaction: no worker takes another one off the list."""
+    ids = [f"{number}-x" for number in range(20)]
+    with ThreadPoolExecutor(5) as pool:
+        receipts = list(pool.map(lambda id_: store.report(NAME, report(id_)), ids))
+    assert len({receipt.generation for receipt in receipts}) == 1
+    assert store.roster(NAME).members == set(ids)
 
 
-async def test_joining_acknowledges_nothing_before_it_is_adopted(
-    store: RedisStore,
-) -> None:
-    """A row that is made but not joined holds a drain up, whatever was published."""
-    state = await store.publish(NAME, on)
-    worker = another(store)
-    await anyio.to_thread.run_sync(worker.link.join, 5.0)
-    assert holds_up(await row_of(store, worker), state.epoch)
-    await anyio.to_thread.run_sync(worker.link.leave)
-    assert (await store.roster(NAME)).rows == ()
+def test_confirming_marks_one_generation_only(store: RedisStore) -> None:
+    """Testimony puts a new generation in place; a word for an old one does nothing."""
+    assert store.confirm(NAME, "any", complete=True) == ""
+    first = store.report(NAME, report()).generation
+    assert store.confirm(NAME, first, complete=True) == first
+    second = store.confirm(NAME, first, complete=False)
+    assert second not in {"", first}
+    assert store.confirm(NAME, first, complete=False) == second
+    assert store.confirm(NAME, first, complete=True) == second
+    assert store.roster(NAME).complete is False
+    assert store.report(NAME, report(generation=first)).generation == second
+    assert store.confirm(NAME, second, complete=True) == second
+    assert store.roster(NAME).complete is True
+    assert store.roster(NAME).members == {"1-a"}
 
 
-async def test_leaving_removes_the_row(store: RedisStore) -> None:
-    """A clean leave leaves nothing behind, and the thread ends."""
-    worker = another(store)
-    async with joined(worker):
-        hub = worker.link.hub
-        assert hub._thread is not None
-    assert (await store.roster(NAME)).rows == ()
-    await eventually(lambda: hub._thread is None, 2, "the thread ends")
-
-
-async def test_a_worker_that_is_dropped_leaves_too(store: RedisStore) -> None:
-    """A guard that nobody holds any more takes its idle row away."""
-    worker = another(store)
-    worker.join()
-    assert len((await store.roster(NAME)).rows) == 1
-    del worker
-    gc.collect()
-    await eventually(lambda: not _fields(store), what="the row is gone")
-
-
-async def test_a_dropped_worker_with_work_in_flight_keeps_its_row(
-    store: RedisStore,
-) -> None:
-    """What still runs stays visible, though nobody holds the guard any more."""
-    worker = another(store)
-    worker.join()
-    in_flight = worker.current
-    worker.admit("GET /slow").number = 0
-    del worker
-    gc.collect()
-    assert len(in_flight) == 1
-    assert len(_fields(store)) == 1
-
-
-def _fields(store: RedisStore) -> list[str]:
-    rows = store._scripts.look(store._keys(NAME)).rows
-    return [field for field, _ in rows]
-
-
-async def test_a_worker_that_left_may_return(store: RedisStore) -> None:
-    """Lifespans of test clients come and go; each one is a row again."""
-    worker = another(store)
-    for _ in range(2):
-        async with joined(worker):
-            assert (await row_of(store, worker)).liveness == "alive"
-
-
-async def test_silence_is_lost_and_never_dead(
+def test_reports_without_a_list_are_no_roster(
     store: RedisStore, raw: redis.Redis
 ) -> None:
-    """A row from another machine that is silent for long is lost, for ever."""
-    identity = replace(ProcessIdentity.own(), boot="another", host="far", pid=1)
-    row = encode(identity, uncounted=False, seen=7, current=2, old=1, oldest=None)
-    raw.hset(store._keys(NAME).workers, ".v", "1")
-    raw.hset(store._keys(NAME).workers, field_of("1-far", identity), f"0 {row}")
-    for _ in range(2):
-        (found,) = (await store.roster(NAME)).rows
-        assert (found.liveness, found.host, found.old) == ("lost", "far", 1)
-        assert found.report_age > 1e6
-
-
-@pytest.mark.parametrize(
-    ("change", "liveness"),
-    [
-        ({}, "dead"),
-        ({"started": ""}, "dead"),
-        ({"boot": "other"}, "lost"),
-        ({"namespace": "pid:[1]"}, "lost"),
-        ({"boot": ""}, "lost"),
-        ({"namespace": ""}, "lost"),
-    ],
-)
-async def test_death_is_proven_in_one_kernel_and_namespace_only(
-    store: RedisStore, raw: redis.Redis, change: dict[str, str], liveness: str
-) -> None:
-    """An installation id that was copied with an image proves nothing."""
-    identity = replace(ProcessIdentity.own(), pid=_dead_pid(), **change)
-    row = encode(identity, uncounted=False, seen=0, current=1, old=0, oldest=None)
-    raw.hset(store._keys(NAME).workers, ".v", "1")
-    raw.hset(store._keys(NAME).workers, field_of("9-x", identity), f"0 {row}")
-    (found,) = (await store.roster(NAME)).rows
-    assert found.liveness == liveness
-    assert len(_fields(store)) == (0 if liveness == "dead" else 1)
+    """What a loss has left over is not taken for all workers."""
+    store.report(NAME, report())
+    raw.delete(store._key(NAME, "members"))
+    assert store.roster(NAME) == Roster(complete=False)
 
 
 def _dead_pid() -> int:
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return pid
-
-
-async def test_any_worker_of_the_machine_removes_the_dead(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """A row of a killed neighbour goes with a heartbeat, without a coordinator."""
-    worker = another(store)
-    async with joined(worker):
-        identity = replace(ProcessIdentity.own(), pid=_dead_pid())
-        row = encode(identity, uncounted=False, seen=0, current=1, old=0, oldest=None)
-        field = field_of("9-x", identity)
-        raw.hset(store._keys(NAME).workers, field, f"9999999999999 {row}")
-        await eventually(lambda: field not in _fields(store), 5, "reaped")
-        assert len(_fields(store)) == 1
-
-
-async def test_a_heartbeat_brings_no_rows_of_others(store: RedisStore) -> None:
-    """What a worker is told does not grow with the number of machines."""
-    workers = [another(store) for _ in range(3)]
-    async with joined(*workers):
-        link = workers[0].link
-        raw = shared_server().client()
-        own = kernel_of(ProcessIdentity.own())
-        lease = f"{link.keys.lease}:{own}"
-        raw.set(lease, "1")
-        identity = replace(ProcessIdentity.own(), boot="another")
-        row = encode(identity, uncounted=False, seen=0, current=0, old=0, oldest=None)
-        for number in range(50):
-            raw.hset(link.keys.workers, field_of(f"{number}-x", identity), f"0 {row}")
-        assert link._sync(0, (0, 0), None).rows == ()
-        raw.delete(lease)
-        reply = link._sync(0, (0, 0), None)
-        assert len(reply.rows) in {0, 3}
-        assert all(field.startswith(f"{own}/") for field, _ in reply.rows)
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid
 
 
 @pytest.mark.parametrize(
-    "value", ["", "nonsense", "1 {}", "1 []", '1 {"seen": "x"}', "x {}"]
+    ("process", "pid", "liveness"),
+    [
+        (FAR, _dead_pid, "silent"),
+        ("", _dead_pid, "silent"),
+        (own_process(), _dead_pid, "dead"),
+        (own_process(), os.getpid, "silent"),
+    ],
 )
-async def test_a_row_that_cannot_be_understood_is_lost(
+def test_silence_is_never_death(
+    store: RedisStore,
+    raw: redis.Redis,
+    process: str,
+    pid: Callable[[], int],
+    liveness: str,
+) -> None:
+    """Only the process table proves that a worker is gone, however old its report."""
+    store.report(NAME, report(process=process, pid=pid()))
+    reports = store._key(NAME, "reports")
+    entry = json.loads(raw.hget(reports, "1-a") or "")
+    raw.hset(reports, "1-a", json.dumps({**entry, "at": entry["at"] - 60}))
+    found = listed(store, "1-a")
+    assert found.liveness == liveness
+    assert 60 <= found.age < 65
+
+
+@pytest.mark.parametrize(
+    "value", ["", "nonsense", "{}", '{"at": 1, "report": {"id": "1-b"}}']
+)
+def test_a_report_that_cannot_be_read_is_a_silent_worker(
     store: RedisStore, raw: redis.Redis, value: str
 ) -> None:
-    """What nobody understands is never taken for nobody."""
-    raw.hset(store._keys(NAME).workers, ".v", "1")
-    raw.hset(store._keys(NAME).workers, "kernel/7-x", value)
-    (row,) = (await store.roster(NAME)).rows
-    assert (row.id, row.liveness) == ("7-x", "lost")
+    """What is not understood is never taken for nothing."""
+    store.report(NAME, report())
+    raw.hset(store._key(NAME, "reports"), "1-a", value)
+    found = listed(store, "1-a")
+    assert (found.liveness, found.host, found.seen) == ("silent", "unknown", 0)
 
 
-async def test_forget_removes_rows_for_good_unless_they_live(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """A person can drop machines that are gone; a worker that lives comes back."""
+def test_switches_prefixes_and_databases_are_apart(store: RedisStore) -> None:
+    """Another name, prefix or database is another switch."""
+    publish(store, enabled=True)
+    store.report(NAME, report())
+    other = redis.Redis(port=shared_server().port, password=PASSWORD, db=1)
+    for place, name in (
+        (store, "payments"),
+        (RedisStore.from_url(fresh_url()), NAME),
+        (RedisStore(other, prefix=store.prefix), NAME),
+    ):
+        assert place.read(name) is None
+        assert place.roster(name).members == set()
+
+
+def test_stores_of_one_place_share_the_worker(store: RedisStore) -> None:
+    """A process is one worker, however many store objects mean the same place."""
+    other = twin(store)
+    assert Switch(other, NAME).worker is Switch(store, NAME).worker
+    assert Switch(other, "payments").keeper is Switch(store, NAME).keeper
+
+
+def test_publications_are_acknowledged_within_moments(store: RedisStore) -> None:
+    """A worker hears of a publication, and its report follows."""
     worker = another(store)
-    raw.hset(store._keys(NAME).workers, ".v", "1")
-    raw.hset(store._keys(NAME).workers, "far/1-x", "0 {}")
-    async with joined(worker):
-        await store.forget(NAME, ["1-x", worker.id, "unknown"])
-        await eventually(lambda: _fields(store), 3, "it reports again")
-        assert find(await store.roster(NAME), worker.id).liveness == "alive"
-        assert len(_fields(store)) == 1
-    await store.forget(NAME, ["1-x"])
+    delays = []
+    with joined(worker):
+        for number in range(15):
+            started = time.monotonic()
+            state = publish(store, enabled=not number % 2)
+            until(lambda: listed(store, worker.worker.id).seen == state.epoch)  # noqa: B023  # called here
+            delays.append(time.monotonic() - started)
+    # Without a message it would take half a second; alone it takes 10 ms.
+    assert statistics.median(delays) < 0.1
 
 
-async def test_a_new_roster_is_complete_on_a_persons_word_only(
+async def test_a_worker_in_a_lifespan_is_on_the_list(store: RedisStore) -> None:
+    """An operator's publication returns when all workers have acknowledged it."""
+    operator = switch(store)
+    async with operator.attached():
+        publication = await operator.enable(EnableOptions())
+        assert listed(store, operator.worker.id).seen == publication.state.epoch
+        assert operator.state == publication.state
+    assert store.roster(NAME).members == set()
+
+
+async def test_the_first_drain_on_a_new_redis_needs_no_number(
     store: RedisStore,
 ) -> None:
-    """No waiting completes a list of workers that Redis may have lost."""
-    worker = another(store)
-    async with joined(worker):
-        first = await store.roster(NAME)
-        assert first.whole is False
-        state = await store.publish(NAME, on)
-        await eventually(lambda: worker.look().active)
-        worker.link.report()
-        fence = Fence(epoch=state.epoch, workers=1, vouched=False, before=first)
-        assert fence.judge(await store.roster(NAME))[0] == "lost"
-        await store.vouch(NAME, first.generation)
-        second = await store.roster(NAME)
-        assert (second.whole, second.generation) == (True, first.generation)
-        fence = Fence(epoch=state.epoch, workers=1, vouched=False, before=second)
-        assert fence.judge(await store.roster(NAME))[0] == "drained"
+    """A roster that its workers have made is complete, without a person's word."""
+    operator = switch(store)
+    with joined(another(store), another(store)):
+        report_ = await operator.drain(DrainOptions(timeout=5), enable=EnableOptions())
+    assert (report_.outcome, len(report_.workers)) == ("drained", 2)
 
 
-async def test_vouching_for_another_generation_does_nothing(
+async def test_a_drain_waits_for_requests_elsewhere(store: RedisStore) -> None:
+    """A request on another worker delays the drain until it ends, and no longer."""
+    operator = switch(store)
+    kept = another(store)
+    with joined(kept):
+        admission = kept.worker.admit("GET /slow")
+        assert admission is not None
+        busy = await operator.drain(DrainOptions(timeout=0.5), enable=EnableOptions())
+        assert (busy.outcome, busy.workers[0].old) == ("busy", 1)
+        assert "GET /slow" in busy.reason
+        threading.Timer(0.2, admission.release).start()
+        done = await operator.drain(DrainOptions(timeout=10))
+        assert done.outcome == "drained"
+
+
+async def test_a_loss_of_all_data_does_not_end_maintenance(
     store: RedisStore, raw: redis.Redis
 ) -> None:
-    """A word about rows that were lost meanwhile does not hold for their successors."""
-    worker = another(store)
-    async with joined(worker):
-        judged = await store.roster(NAME)
-        raw.hset(store._keys(NAME).workers, ".generation", "another")
-        await store.roster(NAME)  # Somebody else looks before the word is stored.
-        await store.vouch(NAME, judged.generation)
-        assert (await store.roster(NAME)).whole is False
-
-
-@pytest.mark.parametrize("loss", ["generation", "run", "all"])
-async def test_a_roster_that_may_be_lost_is_another_generation(
-    store: RedisStore, raw: redis.Redis, loss: str
-) -> None:
-    """Without its generation, or on another server process, rows may be missing."""
-    worker = another(store)
-    async with joined(worker):
-        await store.vouch(NAME, (await store.roster(NAME)).generation)
-        before = await store.roster(NAME)
-        assert before.whole is True
-        rows = store._keys(NAME).workers
-        if loss == "generation":
-            raw.hdel(rows, ".generation")
-        elif loss == "run":
-            raw.hset(rows, ".run", "another")
-        else:
-            raw.delete(rows)
-        after = await store.roster(NAME)
-        assert (after.whole, after.generation == before.generation) == (False, False)
-        worker.link.report()
-        again = await store.roster(NAME)
-        assert (again.whole, len(again.rows)) == (False, 1)
-        assert again.generation not in {before.generation, after.generation}
-
-
-async def test_rows_that_were_lost_may_still_be_proven_dead(store: RedisStore) -> None:
-    """A coordinator that saw a row knows whose it was, and that it has died."""
-    child = await anyio.to_thread.run_sync(subprocess.Popen, ["sleep", "60"])
-    identity = replace(ProcessIdentity.own(), pid=child.pid, started="")
-    row = encode(identity, uncounted=False, seen=0, current=1, old=0, oldest=None)
-    raw = shared_server().client()
-    keys = store._keys(NAME)
-    raw.hset(keys.workers, ".v", "1")
-    raw.hset(keys.workers, field_of("9-x", identity), f"0 {row}")
-    try:
-        assert find(await store.roster(NAME), "9-x").liveness == "lost"
-        raw.delete(keys.workers)
-        assert (await store.roster(NAME)).rows == ()
-    finally:
-        child.kill()
-        await anyio.to_thread.run_sync(child.wait)
-    assert find(await store.roster(NAME), "9-x").liveness == "dead"
-    assert (await store.roster(NAME)).rows == ()
-
-
-async def test_what_redis_loses_is_written_back(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """Maintenance does not end because Redis lost its data, and rows come back."""
-    worker = another(store)
-    async with joined(worker):
-        state = await store.publish(NAME, lambda _: ON.but(extra={"ticket": 7}))
-        await eventually(lambda: worker.look().epoch == state.epoch)
-        keys = store._keys(NAME)
-        raw.delete(keys.state, keys.workers)
-        await eventually(lambda: raw.exists(keys.state), 3, "written back")
-        assert await store.read(NAME) == state
-        assert worker.look() == state
-        assert (await row_of(store, worker)).seen == state.epoch
-
-
-async def test_an_older_state_in_redis_is_replaced_by_what_workers_know(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """A restored backup does not open a service that was closed since."""
-    worker = another(store)
-    async with joined(worker):
-        await store.publish(NAME, off)
-        keys = store._keys(NAME)
-        fields = ("epoch", "tag", "doc")
-        backup = raw.hmget(keys.state, *fields)
-        state = await store.publish(NAME, on)
-        await eventually(lambda: worker.look().active)
-        for field, value in zip(fields, backup, strict=True):
-            raw.hset(keys.state, field, value or "")
-        worker.link.report()
-        assert await store.read(NAME) == state
-        assert worker.look().active is True
-
-
-async def test_one_epoch_never_means_two_states(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """Two publications that got one number (a failover) are told apart and raised."""
-    worker = another(store)
-    async with joined(worker):
-        state = await store.publish(NAME, off)
-        await eventually(lambda: worker.look().epoch == state.epoch)
-        keys = store._keys(NAME)
-        doc = ON.but(epoch=state.epoch).to_json()
-        raw.hset(keys.state, mapping={"tag": "other", "doc": doc})
-        await eventually(lambda: worker.look().active, 3, "the stored one is adopted")
-        assert worker.look().epoch > state.epoch
-        assert (await store.read(NAME)).epoch == worker.look().epoch
-
-
-async def test_a_cold_start_waits_for_those_who_know(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """A worker that starts right after a loss does not take it for *off*."""
-    old, new = another(store), another(store)
-    async with joined(old):
-        state = await store.publish(NAME, on)
-        await eventually(lambda: old.look().active)
-        keys = store._keys(NAME)
-        raw.delete(keys.state, keys.workers)
-        async with joined(new):
-            assert new.state == state
-
-
-async def test_a_publication_waits_for_those_who_know(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """An ``on`` right after a loss keeps the holds that workers bring back."""
-    worker = another(store)
-    async with joined(worker):
-        await store.publish(NAME, lambda _: ON.but(holders=("job",)))
-        await eventually(lambda: worker.look().active)
-        keys = store._keys(NAME)
-        raw.delete(keys.state, keys.workers)
-        assert (await store.publish(NAME, on)).holders == ("job",)
-
-
-async def test_a_state_that_cannot_be_read_is_closed_until_published_anew(
-    store: RedisStore, raw: redis.Redis
-) -> None:
-    """What a worker cannot read is on; publishing mends it."""
-    worker, cold = another(store), another(store)
-    async with joined(worker):
-        state = await store.publish(NAME, off)
-        await eventually(lambda: worker.look().epoch == state.epoch)
-        raw.hset(
-            store._keys(NAME).state,
-            mapping={"doc": "{", "tag": "x", "epoch": state.epoch + 1},
+    """Workers write the state back and testify; a number of workers completes it."""
+    operator = switch(store)
+    kept = another(store)
+    with joined(kept):
+        state = publish(store, enabled=True)
+        await eventually(lambda: kept.worker.state == state)
+        before = store.roster(NAME)
+        raw.delete(
+            *(store._key(NAME, kind) for kind in ("state", "members", "reports"))
         )
-        worker.link.report()
-        assert worker.look().active is True
-        async with joined(cold):
-            assert cold.look().active is True
-            await store.publish(NAME, off)
-            await eventually(lambda: not worker.look().active)
-            await eventually(lambda: not cold.look().active)
+        await eventually(lambda: store.read(NAME) == state, what="written back")
+        await eventually(lambda: store.roster(NAME).members, what="reported")
+        await eventually(lambda: not store.roster(NAME).complete, what="testified")
+        assert store.roster(NAME).generation != before.generation
+        assert kept.worker.state == state
+        lost = await operator.drain(DrainOptions(timeout=5))
+        assert lost.outcome == "lost"
+        assert "--workers N" in lost.reason
+        for workers in (1, None):
+            found = await operator.drain(DrainOptions(timeout=5, workers=workers))
+            assert found.outcome == "drained"
+
+
+@pytest.mark.parametrize("kind", ["state", "members", "reports"])
+async def test_each_key_may_be_evicted(
+    store: RedisStore, raw: redis.Redis, kind: str
+) -> None:
+    """What is evicted comes back within moments, and is testified."""
+    kept = another(store)
+    with joined(kept):
+        state = publish(store, enabled=True)
+        await eventually(lambda: listed(store, kept.worker.id).seen == state.epoch)
+        raw.delete(store._key(NAME, kind))
+        await eventually(lambda: raw.exists(store._key(NAME, kind)))
+        await eventually(lambda: not store.roster(NAME).complete)
+        await eventually(lambda: listed(store, kept.worker.id).seen == state.epoch)
+        assert store.read(NAME) == state
+
+
+async def test_a_backup_that_was_restored_does_not_open_a_service(
+    store: RedisStore, raw: redis.Redis
+) -> None:
+    """An older state in Redis is replaced by the one that workers know."""
+    kept = another(store)
+    with joined(kept):
+        opened = publish(store, enabled=False)
+        await eventually(lambda: kept.worker.state == opened)
+        backup = raw.get(store._key(NAME, "state"))
+        state = publish(store, enabled=True)
+        await eventually(lambda: kept.worker.state == state)
+        raw.set(store._key(NAME, "state"), backup or "")
+        await eventually(lambda: store.read(NAME) == state)
+        assert kept.worker.state == state
+
+
+async def test_a_state_that_was_edited_by_hand_is_published(
+    store: RedisStore, raw: redis.Redis
+) -> None:
+    """What a person has set with redis-cli is adopted, and gets an epoch."""
+    kept = another(store)
+    with joined(kept):
+        publish(store, enabled=False)
+        raw.set(store._key(NAME, "state"), '{"enabled": true, "message": "by hand"}')
+        await eventually(lambda: kept.worker.state.message == "by hand")
+        found = store.read(NAME)
+        assert found == kept.worker.state
+        assert found.epoch > 0
+
+
+async def test_a_dead_worker_is_taken_off_the_list(store: RedisStore) -> None:
+    """A worker that was killed does not make the next drain *lost*."""
+    child = subprocess.Popen(["sleep", "60"])
+    operator = switch(store)
+    dying = report("9-x", process=own_process(), pid=child.pid, current=1)
+    kept = another(store)
+    with joined(kept):
+        store.report(NAME, dying)
+        child.kill()
+        child.wait()
+        done = await operator.drain(DrainOptions(timeout=5), enable=EnableOptions())
+        assert done.outcome == "drained"
+        store.report(NAME, dying)
+        await eventually(lambda: "9-x" not in store.roster(NAME).members)
+
+
+def test_a_forked_child_is_a_worker_of_its_own(store: RedisStore) -> None:
+    """A child joins under its own id and connections; the parent hears on."""
+    kept = another(store)
+    beside = twin(store)
+    with joined(kept):
+        state = publish(beside, enabled=True)
+        until(lambda: kept.worker.state == state)
+        parent = kept.worker.id
+
+        def work() -> bool:
+            was_joined = kept.worker.joined
+            kept.enter()
+            joined_now = beside.roster(NAME).members == {parent, kept.worker.id}
+            seen = kept.worker.state == state
+            publish(beside, enabled=False)
+            until(lambda: not kept.worker.state.enabled)
+            kept.leave()
+            return not was_joined and joined_now and seen
+
+        assert in_child(work)
+        until(lambda: not kept.worker.state.enabled)
+        state = publish(beside, enabled=True)
+        until(lambda: listed(store, parent).seen == state.epoch)
+        assert store.roster(NAME).members == {parent}
+
+
+def test_a_child_that_is_forked_while_connections_are_used_is_not_disturbed(
+    store: RedisStore,
+) -> None:
+    """Answers never go to the wrong process, though threads of the parent ask on."""
+    publish(store, enabled=True)
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                assert store.read("none") is None
+            except Exception as error:  # noqa: BLE001  # shown below
+                errors.append(error)
+                return
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    try:
+        for _ in range(3):
+            assert in_child(lambda: all(store.read(NAME) for _ in range(50)))
+    finally:
+        stop.set()
+        for thread in asking:
+            thread.join()
+    assert errors == []
+
+
+@pytest.mark.parametrize("kind", ["list", "other json", "text"])
+def test_a_state_that_is_another_programs_is_no_state(
+    store: RedisStore, raw: redis.Redis, kind: str
+) -> None:
+    """Reading refuses what is not a state; a type of another program is kept."""
+    key = store._key(NAME, "state")
+    if kind == "list":
+        raw.rpush(key, "mine")
+        with pytest.raises(StoreError, match="another program's data"):
+            store.publish(NAME, on)
+    else:
+        raw.set(key, '{"mine": 1}' if kind == "other json" else "\xff mine")
+    with pytest.raises(StoreError) as caught:
+        store.read(NAME)
+    assert "another program" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StoreError):
+        another(store).join()
+    if kind != "list":
+        befores: list[MaintenanceState | None] = []
+
+        def change(before: MaintenanceState | None) -> MaintenanceState:
+            befores.append(before)
+            return off(before)
+
+        assert store.publish(NAME, change) == store.read(NAME)
+        assert befores == [MaintenanceState(enabled=True)]
+
+
+@pytest.mark.parametrize("kind", ["list", "json"])
+def test_a_list_of_workers_that_is_another_programs_is_never_empty(
+    store: RedisStore, raw: redis.Redis, kind: str
+) -> None:
+    """Foreign members are an error that names the key, for every use of them."""
+    key = store._key(NAME, "members")
+    if kind == "list":
+        raw.rpush(key, "mine")
+    else:
+        raw.set(key, '{"mine": 1}')
+    for attempt in (
+        lambda: store.report(NAME, report()),
+        lambda: store.roster(NAME),
+        lambda: store.confirm(NAME, "x", complete=True),
+        lambda: store.remove(NAME, "1-a"),
+    ):
+        with pytest.raises(StoreError, match="another program") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    assert raw.type(key) == (b"list" if kind == "list" else b"string")
+
+
+def test_reports_that_are_another_programs_are_an_error(
+    store: RedisStore, raw: redis.Redis
+) -> None:
+    """A key of another type is never overwritten, and no worker joins."""
+    key = store._key(NAME, "reports")
+    raw.set(key, "mine")
+    for attempt in (
+        lambda: store.report(NAME, report()),
+        lambda: store.roster(NAME),
+        lambda: store.remove(NAME, "1-a"),
+    ):
+        with pytest.raises(StoreError, match="another program's data"):
+            attempt()
+    assert raw.get(key) == b"mine"
 
 
 async def test_a_newer_releases_state_blocks_and_is_not_overwritten(
     store: RedisStore, raw: redis.Redis
 ) -> None:
     """A state of a newer version is on for workers, and only upgraded ones set it."""
-    await store.publish(NAME, on)
-    document = {"version": 2, "active": True, "epoch": 5, "until": "whenever"}
-    raw.hset(store._keys(NAME).state, "doc", json.dumps(document))
-    assert (await store.read(NAME)).active is True
-    with pytest.raises(StoreError, match=r"newer release \(version 2\); upgrade"):
-        await store.publish(NAME, off)
+    document = {"version": 2, "enabled": True, "epoch": 5, "tag": "t", "until": "soon"}
+    raw.set(store._key(NAME, "state"), json.dumps(document))
+    operator = switch(store)
+    kept = another(store)
+    with joined(kept):
+        assert operator.in_force(kept.worker.state)
+        with pytest.raises(StoreError, match=r"newer release \(version 2\); upgrade"):
+            await operator.disable()
+    assert json.loads(raw.get(store._key(NAME, "state")) or "") == document
 
 
-async def test_a_newer_protocol_is_refused(store: RedisStore, raw: redis.Redis) -> None:
-    """A prefix that a newer release has taken over is one clear error."""
-    raw.hset(store._keys(NAME).workers, ".v", "2")
-    with pytest.raises(StoreError, match="used by a newer release under this prefix"):
-        await store.read(NAME)
-
-
-@pytest.mark.parametrize("key", ["state", "workers"])
-@pytest.mark.parametrize("kind", ["string", "hash"])
-async def test_another_programs_data_is_left_alone(
-    store: RedisStore, raw: redis.Redis, key: str, kind: str
-) -> None:
-    """What others keep under the prefix is never overwritten, and named."""
-    place = getattr(store._keys(NAME), key)
-    if kind == "string":
-        raw.set(place, "mine")
-    else:
-        raw.hset(place, "mine", "1")
-    for attempt in (store.read(NAME), store.publish(NAME, on), store.roster(NAME)):
-        with pytest.raises(StoreError, match="another program's data") as caught:
-            await attempt
-        assert "\n" not in str(caught.value)
-    with pytest.raises(StoreError, match="another program's data"):
-        another(store).join(5.0)
-    assert raw.type(place) == kind.encode()
-
-
-async def test_a_forked_child_is_a_worker_of_its_own(store: RedisStore) -> None:
-    """A child has no row until it joins, then its own; the parent's stays whole."""
-    worker = another(store)
-    async with joined(worker):
-        state = await store.publish(NAME, on)
-        await eventually(lambda: worker.look().active)
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(BaseException):
-                before = (worker.id, worker.joined, worker.link.hub._thread)
-                worker.join(5.0)
-                admission = worker.admit("GET /child")
-                worker.link.report()
-                rows = store._scripts.look(store._keys(NAME)).rows
-                admission.release()
-                worker.leave()
-                found = [*map(str, before), len(rows), worker.state.epoch]
-                os.write(write, json.dumps(found).encode())
-            os._exit(0)
-        await anyio.to_thread.run_sync(os.waitpid, child, 0)
-        os.close(write)
-        with os.fdopen(read) as pipe:
-            number, is_joined, thread, rows, epoch = json.loads(pipe.read())
-        assert number.startswith(f"{child}-")
-        assert (is_joined, thread, rows, epoch) == ("False", "None", 2, state.epoch)
-        await store.publish(NAME, off)
-        await eventually(lambda: not worker.look().active, 0.9, "the parent hears on")
-        assert len((await store.roster(NAME)).rows) == 1
-
-
-async def test_a_switch_in_a_lifespan_is_a_row(store: RedisStore) -> None:
-    """Joining acknowledges at once: no drain after a start waits for a heartbeat."""
-    switch = Switch(store, NAME)
-    await switch.enable(Order())
-    started = time.monotonic()
-    async with switch.attached():
-        report = await switch.drain(Plan(timeout=5, vouched=True))
-    assert report.outcome == "drained"
-    assert time.monotonic() - started < 1.0
-    assert (await store.roster(NAME)).rows == ()
-
-
-async def test_an_epoch_from_before_a_loss_acknowledges_nothing(
-    store: RedisStore,
-) -> None:
-    """Who has seen a larger epoch, elsewhere, has not seen the present one."""
-    worker = another(store)
-    async with joined(worker):
-        state = await store.publish(NAME, on)
-        await eventually(lambda: worker.look().active)
-        worker.link.report()
-        assert (await row_of(store, worker)).seen == state.epoch
-        ahead = worker.state.but(epoch=state.epoch + 10**6)
-        worker.state = ahead
-        worker.link._sync(ahead.epoch, (1, 0), None)
-        assert (await row_of(store, worker)).seen == 0
-
-
-async def test_who_knows_more_than_redis_has_no_row_before_that_is_told(
-    store: RedisStore,
-) -> None:
-    """A report that brings no document, and should, is no acknowledgement."""
-    await store.publish(NAME, on)
-    scripts, keys = store._scripts, store._keys(NAME)
-    words = (str(2**50), "tag", b"", "nonce", keys.channel)
-    reply = scripts.sync(keys, "kernel", "kernel/1-ab", "{}", *words)
-    assert reply.asks
-    assert (await store.roster(NAME)).rows == ()
-
-
-async def test_who_has_not_joined_reports_nothing(store: RedisStore) -> None:
-    """No row comes into being by a report."""
-    assert another(store).link.report() is False
-    assert (await store.roster(NAME)).rows == ()
+def test_open_store_opens_a_store_that_works() -> None:
+    """The URL that configures the guard and the command is enough."""
+    store = open_store(fresh_url())
+    state = store.publish(NAME, on)
+    assert store.read(NAME) == state

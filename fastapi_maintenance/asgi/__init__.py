@@ -1,0 +1,1 @@
+"""Around the application: what a dependency does not reach, decided outside of it."""

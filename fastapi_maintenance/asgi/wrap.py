@@ -1,0 +1,341 @@
+"""An application behind a guard, decided before its route runs or a body is read.
+
+While maintenance is off, no route is matched: that would cost more than everything
+else here. A request is counted before its route is known, and one that turns out to be
+exempt is dropped from the count when the worker adopts a new state. Counting too much
+for a moment is safe. Only what the application's own routers have written into the
+scope is believed then: a route that was merely foreseen may not be the one that runs.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Final
+
+from fastapi.exception_handlers import http_exception_handler
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.websockets import WebSocket, WebSocketClose
+
+from .._fastapi import Scope, effective_route
+from ..closing import close_websocket
+from ..decision import Coverage, Decision, label_of
+from ..exemptions import has_mark, is_marked
+from ..handlers import NO_BODY, NoBody
+from ..log import logger
+from ..refusal import MaintenanceError, refuse
+from .resolve import ResolvedRoute, layers, resolve
+
+_SERVED: Final = frozenset({"http", "websocket"})
+_STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start"})
+
+
+class GuardedRequest:
+    """A request that was admitted outside of an application.
+
+    It is noted in the scope, where the dependency finds it, and it is the label of its
+    admission: it knows its route when the application's routers have found one.
+    """
+
+    __slots__ = ("_key", "_path", "_running", "_scope", "_settled")
+
+    def __init__(self, scope: Scope, key: str) -> None:
+        self._scope = scope
+        self._path: str = scope["path"]
+        self._key = key
+        self._settled = False
+        self._running = True
+        scope[key] = self
+
+    def is_running(self) -> bool:
+        """Tell whether its admission has not ended."""
+        return self._running
+
+    @property
+    def scope(self) -> Scope:
+        """The request, where its endpoint is known."""
+        return self._scope
+
+    @scope.setter
+    def scope(self, scope: Scope) -> None:
+        # The first is that of the request itself. An endpoint may send others into the
+        # application, with copies of its scope.
+        if not self._settled:
+            self._settled = True
+            self._scope = scope
+            self._path = scope["path"]
+
+    def is_exempt(self) -> bool:
+        """Tell whether an endpoint was reached that is exempt."""
+        scope = self._scope
+        endpoint = scope.get("endpoint")
+        boxes = list(layers(endpoint))
+        if (
+            not boxes
+            or isinstance(boxes[-1], Starlette | Router)  # It goes on from there.
+            or scope["path"] != self._path
+        ):
+            return False
+        effective = effective_route(scope)
+        if is_marked(endpoint, effective) or any(map(has_mark, boxes)):
+            return True
+        own = getattr(scope.get("route"), "endpoint", None) is endpoint
+        return has_mark(scope.get("app")) and (own or isinstance(endpoint, StaticFiles))
+
+    def end(self) -> None:
+        """Note that its admission has ended."""
+        self._running = False
+        # They would hold each other until the garbage collector runs.
+        self._scope.pop(self._key, None)
+
+    def __str__(self) -> str:
+        return label_of(self._scope, effective_route(self._scope))
+
+
+class GuardedApp:
+    """An ASGI application behind a guard: ``guard.wrap(app)``.
+
+    Args:
+        app: What is behind it.
+        guard: What tests override in ``dependency_overrides``.
+        decision: Decides and counts, for the guard and all that it wraps.
+
+    Raises:
+        TypeError: If it is not an ASGI application.
+    """
+
+    def __init__(self, app: ASGIApp, guard: object, decision: Decision) -> None:
+        given: object = app
+        if not callable(given) or isinstance(given, type | BaseRoute):
+            raise TypeError(
+                f"wrap takes an ASGI application, not {app!r}; for example"
+                ' app.mount("/static", guard.wrap(StaticFiles(directory="static")))'
+            )
+        self.app = app
+        self._guard = guard
+        self._decision = decision
+        self._handler_failed = False
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """The routes behind it, so that names in a mount are still found."""
+        return list(getattr(self.app, "routes", None) or ())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, counted, or refuse it before its body is read."""
+        if scope["type"] not in _SERVED:
+            await self._pass_other(scope, receive, send)
+            return
+        decision = self._decision
+        request: GuardedRequest | None = scope.get(decision.key)
+        decided = request is not None and request.is_running()
+        if decided or self._is_overridden(scope.get("app")):
+            await self.app(scope, receive, send)
+            return
+        # Looked up each time: a test may have replaced it for a while.
+        switch = decision.switch
+        worker = switch.worker
+        state = worker.state
+        known = True
+        if not (state.enabled and worker.joined and switch.in_force(state)):
+            request = GuardedRequest(scope, decision.key)
+            admission = worker.admit(request)
+            while admission is None and known:
+                known = await decision.join()
+                admission = worker.admit(request)
+            try:
+                if admission is not None and not (
+                    admission.state.enabled and switch.in_force(admission.state)
+                ):
+                    admission.__enter__()
+                    if scope["type"] == "websocket":
+                        websocket = WebSocket(scope, receive, send)
+                        close_websocket(admission, websocket)
+                        receive, send = websocket.receive, websocket.send
+                    await self.app(scope, receive, send)
+                    return
+            finally:
+                request.end()
+                if admission is not None:
+                    admission.release()
+        await self._decide(scope, receive, send, known=known)
+
+    async def _pass_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is no request."""
+        await self.app(scope, receive, send)
+
+    async def _decide(
+        self, scope: Scope, receive: Receive, send: Send, *, known: bool
+    ) -> None:
+        """Decide while maintenance is on, or while the state is not known."""
+        decision = self._decision
+        resolved = resolve(self._inside(scope), scope)
+        if (
+            resolved is None
+            or resolved.exempt
+            or any(map(self._is_overridden, resolved.apps))
+        ):
+            # The guard inside decides for itself: this route was only foreseen.
+            await self.app(scope, receive, send)
+            return
+        label = label_of(resolved.scope, resolved.effective)
+        coverage = Coverage(exempt=False, label=label)
+        connection = _without_body(resolved.scope)
+        refusal: MaintenanceError | WebSocketException
+        with ExitStack() as stack:
+            try:
+                if not known:
+                    refuse(scope, decision.unknown())
+                pending = decision.admit_or_refuse(connection, stack, coverage)
+                if pending is not None:
+                    await pending
+            except (MaintenanceError, WebSocketException) as error:
+                # Without its traceback, whose frames hold this one, which holds it.
+                refusal = error.with_traceback(None)
+            else:
+                if isinstance(connection, PendingWebSocket):
+                    websocket = connection.opened = WebSocket(scope, receive, send)
+                    receive, send = websocket.receive, websocket.send
+                request = GuardedRequest(scope, decision.key)
+                stack.callback(request.end)
+                await self.app(scope, receive, send)
+                return
+        await self._answer(refusal, resolved, scope, receive, send)
+
+    async def _answer(
+        self,
+        error: MaintenanceError | WebSocketException,
+        resolved: ResolvedRoute,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer as the application around this would, and in any case with a 503."""
+        outer = scope.get("app")
+        around = outer is not None
+        if not around and resolved.apps:
+            outer = resolved.apps[0]
+            scope = {**scope, "app": outer}
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            if message["type"] in _STARTS and isinstance(error, MaintenanceError):
+                message = _with_headers(message, error)
+            await send(message)
+
+        async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await _handle(error, outer, scope, receive, send)
+            except Exception:
+                if started:
+                    raise
+                if not self._handler_failed:
+                    self._handler_failed = True
+                    logger.exception("an exception handler cannot answer a refusal")
+            if not started:
+                await _plain_answer(error)(scope, receive, send)
+
+        app: ASGIApp = refusing
+        if isinstance(outer, Starlette):
+            app = self._with_cors(app, outer, scope, around=around)
+        try:
+            await app(scope, receive, sending)
+        finally:
+            error.__traceback__ = None
+
+    def _with_cors(
+        self, app: ASGIApp, outer: Starlette, scope: Scope, *, around: bool
+    ) -> ASGIApp:
+        """Put an answer behind those middlewares for CORS that stand inside of this."""
+        if not any(name == b"origin" for name, _ in scope["headers"]):
+            return app
+        entries = outer.user_middleware
+        if around:
+            own = [number for number, entry in enumerate(entries) if self._is_of(entry)]
+            entries = entries[own[0] + 1 :] if own else []
+        for entry in reversed(entries):
+            kind = entry.cls
+            if isinstance(kind, type) and issubclass(kind, CORSMiddleware):
+                made: Any = kind  # Its options are those of any middleware.
+                app = made(app, *entry.args, **entry.kwargs)
+        return app
+
+    def _is_of(self, _entry: Any) -> bool:  # a Middleware of Starlette
+        """Tell whether an entry of ``user_middleware`` made this."""
+        return False
+
+    def _is_overridden(self, app: object) -> bool:
+        overrides: Mapping[object, object] | None
+        overrides = getattr(app, "dependency_overrides", None)
+        return overrides is not None and self._guard in overrides
+
+    def _inside(self, _scope: Scope) -> object:
+        """Return where to look for what a request will reach."""
+        return self.app
+
+
+class PendingWebSocket(WebSocket):
+    """What handlers are asked about; when it was let in, what is told to close.
+
+    Attributes:
+        opened: The connection itself, when it has been let in.
+    """
+
+    opened: WebSocket | None = None
+
+    async def close(self, code: int = 1000, reason: str | None = None) -> None:
+        """Close the connection.
+
+        Raises:
+            RuntimeError: If it has not been let in, or has ended.
+        """
+        if self.opened is None:
+            await super().close(code, reason)
+        else:
+            await self.opened.close(code, reason)
+
+
+def _without_body(scope: Scope) -> Request | PendingWebSocket:
+    """Return a connection for handlers that has everything but a body."""
+    nothing = scope[NO_BODY] = NoBody()
+    if scope["type"] == "websocket":
+        return PendingWebSocket(scope, nothing, nothing)
+    return Request(scope, nothing, nothing)
+
+
+async def _handle(
+    error: Exception, app: object, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Let the exception handlers of an application answer."""
+    handlers: dict[Any, Any] = {  # of all kinds of errors, as Starlette types them
+        HTTPException: http_exception_handler,
+        **getattr(app, "exception_handlers", {}),
+    }
+
+    async def refusing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise error
+
+    await ExceptionMiddleware(refusing, handlers)(dict(scope), receive, send)
+
+
+def _plain_answer(error: MaintenanceError | WebSocketException) -> ASGIApp:
+    if isinstance(error, WebSocketException):
+        return WebSocketClose(error.code, error.reason)
+    return JSONResponse({"detail": error.detail}, 503, error.headers)
+
+
+def _with_headers(message: Message, error: MaintenanceError) -> Message:
+    """Put back what an answer lacks of the headers of a refusal."""
+    headers = MutableHeaders(raw=list(message.get("headers", ())))
+    for name, value in (error.headers or {}).items():
+        headers.setdefault(name, value)
+    return {**message, "headers": headers.raw}

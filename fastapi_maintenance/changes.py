@@ -1,0 +1,338 @@
+"""What an operator asks for, and the state that follows. Pure: no store, no clock."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from ._checks import whole_seconds
+from .state import OPERATOR, VERSION, Line, MaintenanceState, Moment, next_epoch
+from .stores import Change, StoreError
+
+TOKEN_LENGTH: Final = 16
+"""The shortest bypass token, in characters."""
+
+
+class HeldError(StoreError):
+    """Others hold maintenance on, and would be surprised by this change."""
+
+
+class CannotDrainError(ValueError):
+    """The state could open by the clock, or is off: there is nothing to wait for."""
+
+
+def _ahead(length: datetime | timedelta) -> datetime | timedelta:
+    if isinstance(length, timedelta) and length <= timedelta(0):
+        raise ValueError("the duration must be longer than 0 seconds")
+    return length
+
+
+def _valid_token(token: str) -> str:
+    digest_of(token)
+    return token
+
+
+class EnableOptions(BaseModel):
+    """What an operator asks for with ``enable`` or ``on``, validated.
+
+    The fields are the parameters of ``MaintenanceGuard.enable``.
+
+    Raises:
+        ValueError: If a value cannot work: a time without a zone, a duration that is
+            not longer than 0 seconds, a text that is not one line, a short token.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    message: Line | None = None
+    at: Moment | None = None
+    until: Annotated[Moment | timedelta, AfterValidator(_ahead)] | None = None
+    auto_off: bool = False
+    retry_after: (
+        Annotated[int, BeforeValidator(lambda value: whole_seconds(value, "it"))] | None
+    ) = None
+    read_only: bool = False
+    bypass_token: Annotated[str, AfterValidator(_valid_token)] | None = None
+    actor: Line | None = None
+
+    def state(
+        self, since: datetime, now: datetime, holders: tuple[str, ...] = ()
+    ) -> MaintenanceState:
+        """Return the state that these options describe.
+
+        Args:
+            since: When it began, unless it is planned.
+            now: The present moment.
+            holders: Who keeps it on.
+
+        Raises:
+            ValueError: If the start or the end has passed.
+        """
+        if self.at is not None and self.at <= now:
+            raise ValueError(
+                f"the start ({self.at.isoformat()}) has passed; leave it out to begin"
+                " now"
+            )
+        begin = self.at or now
+        until = self.until
+        if isinstance(until, timedelta):
+            try:
+                until = begin + until
+            except OverflowError:
+                raise ValueError(
+                    f"the duration ({until}) ends outside of the calendar"
+                ) from None
+        if until is not None and until <= begin:
+            raise ValueError(
+                f"the end ({until.isoformat()}) must be later than the start"
+                f" ({begin.isoformat()})"
+            )
+        return MaintenanceState(
+            enabled=True,
+            since=None if self.at else since,
+            starts_at=self.at,
+            until=until,
+            auto_off=self.auto_off,
+            message=self.message,
+            retry_after=self.retry_after,
+            read_only=self.read_only,
+            actor=self.actor,
+            holders=holders,
+            bypass=None if self.bypass_token is None else digest_of(self.bypass_token),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Names for the changes of a state, at one moment.
+
+    Each is a function of the stored state, or None where nothing is stored, that
+    returns the state to follow it. ``published`` adds the epoch.
+    """
+
+    now: datetime
+
+    def turn_on(
+        self, before: MaintenanceState | None, options: EnableOptions
+    ) -> MaintenanceState:
+        """Switch on as asked.
+
+        Raises:
+            HeldError: If it could open under the work of another holder.
+            ValueError: If the start or the end has passed.
+        """
+        on = before if before is not None and before.enabled else None
+        others = others_holding(on)
+        opens = bool(options.at) or options.auto_off
+        opens = opens or bool(on and options.read_only and not on.read_only)
+        if others and opens:
+            raise HeldError(
+                f"{', '.join(others)} holds maintenance; a planned start, auto_off or"
+                " read_only could let requests in too early; wait until the work is"
+                " done"
+            )
+        begun = on is not None and on.starts_at is None and on.since is not None
+        since = on.since if on is not None and begun and on.since else self.now
+        holders = on.holders if on is not None else ()
+        if holders and OPERATOR not in holders:
+            # A person's own ``on`` needs a name only beside the holds of others.
+            holders = (*holders, OPERATOR)
+        state = options.state(since, self.now, holders)
+        if on is not None and state.bypass is None and on.bypass is not None:
+            state = state.replace(bypass=on.bypass)
+        return _keep_unknown(before, state)
+
+    def turn_off(
+        self,
+        before: MaintenanceState | None,
+        *,
+        actor: str | None = None,
+        force: bool = False,
+    ) -> MaintenanceState:
+        """Open again.
+
+        Raises:
+            HeldError: If others hold it on, unless ``force``.
+        """
+        others = others_holding(before)
+        if others and not force:
+            raise HeldError(
+                f"maintenance is held by {', '.join(others)}; wait until they are done,"
+                " or use `off --force` if they are gone"
+            )
+        state = MaintenanceState(since=self.now, actor=actor)
+        return _keep_unknown(before, state)
+
+    def add_hold(
+        self, before: MaintenanceState | None, options: EnableOptions, holder: str
+    ) -> MaintenanceState:
+        """Switch on, or keep it on, under one more name.
+
+        Raises:
+            ValueError: If the start or the end has passed.
+        """
+        if before is None or not before.enabled:
+            return self.turn_on(before, options).replace(holders=(holder,))
+        asked = options.state(self.now, self.now)
+        return before.replace(
+            holders=(*(before.holders or (OPERATOR,)), holder),
+            actor=asked.actor or before.actor,
+            message=asked.message or before.message,
+            until=asked.until or before.until,
+            retry_after=before.retry_after
+            if asked.retry_after is None
+            else asked.retry_after,
+            bypass=asked.bypass or before.bypass,
+            # The stricter of both: reads may disturb the one who did not ask for them.
+            read_only=before.read_only and asked.read_only,
+        )
+
+    def release_hold(
+        self, before: MaintenanceState, holder: str, *, stays: bool
+    ) -> MaintenanceState:
+        """Leave; open with the last holder, unless it stays on."""
+        others = tuple(other for other in before.holders if other != holder)
+        actor = holder.partition("#")[0]
+        if stays and OPERATOR not in others:
+            # What stays on is a person's to open, without force.
+            others = (*others, OPERATOR)
+        if others:
+            return before.replace(holders=others, actor=actor, close_after=None)
+        return self.turn_off(before, actor=actor, force=True)
+
+    def confirm(
+        self, state: MaintenanceState, close_after: float | None = None
+    ) -> MaintenanceState:
+        """Return the state in the form that can be drained: in force, by no clock.
+
+        Args:
+            state: What is to be drained.
+            close_after: Seconds after which older requests are asked to end.
+
+        Raises:
+            CannotDrainError: If it is off, has not begun, or opens by itself.
+        """
+        if not state.enabled:
+            raise CannotDrainError(
+                "maintenance is off; switch it on first: fastapi-maintenance on --wait"
+            )
+        if state.auto_off:
+            raise CannotDrainError(
+                "auto_off could open the service under running work; switch it on"
+                " again without auto_off to drain it"
+            )
+        if not state.in_force(self.now):
+            raise CannotDrainError(
+                f"the window begins at {state.starts_at}; nothing can be drained"
+                " before; wait until then, or switch it on now"
+            )
+        return state.replace(
+            since=state.since or state.starts_at,
+            starts_at=None,
+            close_after=close_after,
+        )
+
+
+def published(
+    change: Callable[[MaintenanceState | None], MaintenanceState],
+    *,
+    above: Iterable[int] = (),
+) -> Change:
+    """Return a change that gives its state a new epoch and a new tag.
+
+    Args:
+        change: From the stored state to the next one.
+        above: Epochs that the new one must be larger than: those that workers report,
+            as the store may have lost what it had.
+    """
+    known = tuple(above)
+    tag = secrets.token_hex(8)
+
+    def apply(before: MaintenanceState | None) -> MaintenanceState:
+        if before is not None and before.version != VERSION:
+            raise StoreError(
+                "the stored state was written by a newer release (version"
+                f" {before.version}); upgrade fastapi-maintenance-guard here"
+            )
+        state = change(before)
+        epoch = next_epoch(before.epoch if before else 0, *known)
+        return state.replace(epoch=epoch, tag=tag)
+
+    return apply
+
+
+def others_holding(state: MaintenanceState | None) -> list[str]:
+    """Return the programs that keep a state on, sorted."""
+    if state is None or not state.enabled:
+        return []
+    return sorted(set(state.holders) - {OPERATOR})
+
+
+def is_no_looser(after: MaintenanceState, before: MaintenanceState) -> bool:
+    """Tell whether a state lets in nothing that another one refuses."""
+    return (
+        after.enabled and not after.needs_clock and after.read_only <= before.read_only
+    )
+
+
+def digest_of(token: str) -> str:
+    """Return how a bypass token is stored.
+
+    Raises:
+        ValueError: If it has fewer than 16 characters, or some that no header and no
+            cookie can carry.
+    """
+    if len(token) < TOKEN_LENGTH:
+        raise ValueError(
+            f"a bypass token needs at least {TOKEN_LENGTH} characters; take"
+            " secrets.token_urlsafe(32)"
+        )
+    if not all(
+        "!" <= character <= "~" and character not in '",;\\' for character in token
+    ):
+        raise ValueError(
+            "a bypass token must be visible ASCII without quotes, commas, semicolons"
+            " and backslashes; take secrets.token_urlsafe(32)"
+        )
+    return hashed(token.encode())
+
+
+def hashed(token: bytes) -> str:
+    """Return the stored form of any bytes that a client sent as a token."""
+    return f"sha256:{hashlib.sha256(token).hexdigest()}"
+
+
+def new_token() -> str:
+    """Return a bypass token of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def new_holder(actor: str | None = None) -> str:
+    """Return a name to hold maintenance by, which no other holder has."""
+    return f"{actor or default_actor()}#{secrets.token_hex(4)}"
+
+
+def default_actor() -> str:
+    """Return who runs this process, as ``user@host/pid``."""
+    try:
+        import getpass  # noqa: PLC0415  # only operators need it
+
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}/{os.getpid()}"
+
+
+def _keep_unknown(
+    before: MaintenanceState | None, state: MaintenanceState
+) -> MaintenanceState:
+    extra = before.model_extra if before is not None else None
+    return state.replace(**extra) if extra else state

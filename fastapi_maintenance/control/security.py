@@ -1,0 +1,161 @@
+"""What the control router asks of a request, and how its failures are answered."""
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends
+from pydantic import BaseModel, ValidationError
+
+from ..changes import HeldError
+from ..exemptions import maintenance_exempt
+from ..guard import MaintenanceGuard
+from ..log import logger
+from ..stores import StoreError, StoreReadOnlyError
+
+BODY_LIMIT: Final = 16 * 1024
+"""Bytes of a body; a state has at most a message of 2000 characters."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def check_arguments(
+    guard: object, dependencies: Sequence[object], prefix: object
+) -> None:
+    """Refuse a router that anybody could use, or that could not be routed.
+
+    That a dependency authenticates cannot be checked; that there is one can.
+
+    Raises:
+        TypeError: If the guard is not a guard, or the dependencies are not a list of
+            ``Depends(...)``.
+        ValueError: If there is no dependency, or only those of this package; or the
+            prefix is not a path.
+    """
+    if not isinstance(guard, MaintenanceGuard):
+        raise TypeError(f"guard must be a MaintenanceGuard, not {guard!r}")
+    if not isinstance(prefix, str) or not re.fullmatch(r"(/[^/]+)+", prefix):
+        raise ValueError(
+            'prefix must be a path such as "/maintenance", without a slash at its end,'
+            f" not {prefix!r}"
+        )
+    if isinstance(dependencies, Depends) or not isinstance(dependencies, Sequence):
+        raise TypeError(
+            "dependencies must be a list, such as [Depends(operators_only)], not"
+            f" {dependencies!r}"
+        )
+    for entry in dependencies:
+        if not isinstance(entry, Depends) or entry.dependency is None:
+            raise TypeError(f"write Depends(operators_only), not {entry!r}")
+    if all(_is_ours(entry) for entry in dependencies):
+        raise ValueError(
+            "a control router without authentication is open to everybody; pass"
+            " dependencies=[Depends(operators_only)] with your own"
+        )
+
+
+def _is_ours(entry: object) -> bool:
+    dependency = getattr(entry, "dependency", None)
+    return dependency is maintenance_exempt or isinstance(dependency, MaintenanceGuard)
+
+
+def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
+    """Return a dependency that reads a model from a request that may change things.
+
+    FastAPI's own body would be read before any dependency, whatever its size. Before
+    the releases with a strict content type it would also be read from every type that
+    a form of another site can send.
+    """
+
+    async def read(request: Request) -> Model:
+        check_origin(request)
+        content = b""
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > BODY_LIMIT:
+                raise HTTPException(413, f"at most {BODY_LIMIT} bytes")
+        try:
+            return model.model_validate_json(content)
+        except ValidationError as error:
+            raise _invalid(error) from None
+        except TypeError as error:
+            # From a check that is shared with calls in code.
+            item = {"loc": ("body",), "msg": str(error), "type": "type_error"}
+            raise RequestValidationError([item]) from None
+
+    return read
+
+
+def check_origin(request: Request) -> None:
+    """Refuse what a page of another origin can make a browser send.
+
+    Raises:
+        HTTPException: 415 unless the body is declared as ``application/json``, which
+            no form can do, and no script without asking by a preflight; 403 if the
+            browser itself says that another origin sends it.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind.strip().lower() != "application/json":
+        raise HTTPException(415, "send application/json")
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site is not None:
+        # No script can set or remove it, and a proxy that renames the host does not
+        # disturb it.
+        foreign = site != "same-origin"
+    else:
+        host = request.headers.get("host", "")
+        foreign = origin is not None and _netloc(origin) != host.lower()
+    if foreign:
+        raise HTTPException(403, "not from another origin")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+@asynccontextmanager
+async def answered() -> AsyncIterator[None]:
+    """Turn every failure of the switch into an answer that names it; never a 500.
+
+    Raises:
+        HTTPException: Instead of what the block raised.
+        RequestValidationError: If a state cannot be what was asked for.
+    """
+    try:
+        yield
+    except (HeldError, StoreReadOnlyError) as error:
+        raise HTTPException(409, str(error)) from None
+    except StoreError as error:
+        raise HTTPException(503, str(error)) from None
+    except ValidationError as error:
+        raise _invalid(error) from None
+    except (ValueError, OverflowError) as error:
+        raise HTTPException(400, str(error)) from None
+    except Exception as error:
+        logger.exception("the maintenance store failed")
+        raise HTTPException(
+            503, f"the store failed with {type(error).__name__}; see the log"
+        ) from None
+
+
+def _invalid(error: ValidationError) -> RequestValidationError:
+    # Without the input: a token may be part of it.
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError(
+        [{**item, "loc": ("body", *item["loc"])} for item in found]
+    )
+
+
+def actor_of(request: Request) -> str:
+    """Return who asks, for the log and ``status``: the address is all that is known."""
+    host = request.client.host if request.client else ""
+    shown = "".join(character for character in host if "!" <= character <= "~")
+    return f"control@{shown[:64]}" if shown else "control"

@@ -1,0 +1,552 @@
+"""The thread that follows a store: learn a newer state, adopt it, report.
+
+The order is the one that the fence rests on. A worker reports before it reads the state
+for the first time, and adopts a state before it reports it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import weakref
+from typing import Final
+
+from .changes import published
+from .fence import HEARTBEAT, Receipt, WorkerReport
+from .log import logger
+from .state import MaintenanceState
+from .stores import (
+    CannotJoinError,
+    FencedStore,
+    Store,
+    StoreError,
+    has_fence,
+    is_in_process,
+    is_local,
+    location,
+    poll_interval,
+)
+from .worker import Worker
+
+QUICK: Final = 0.01
+"""Seconds between two looks while older requests are in flight."""
+
+QUICK_REMOTE: Final = 0.2
+"""The same for a store whose reads cost a query and that cannot wake anybody."""
+
+STALE: Final = 1.0
+"""Seconds without a look after which a request looks at a local store itself."""
+
+YOUNG_SERVER: Final = 5.0
+"""Seconds in which workers write back what a restarted server has lost."""
+
+
+class _MovedOnError(Exception):
+    """Another publication came first."""
+
+
+class Keeper:
+    """Follows one store for all switches of this process.
+
+    Args:
+        store: What is followed.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.fence: FencedStore | None = store if has_fence(store) else None
+        self._switches: weakref.WeakValueDictionary[str, _Kept] = (
+            weakref.WeakValueDictionary()
+        )
+        self._renew()
+        _keepers.add(self)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def switch(self, name: str) -> _Kept:
+        """Return this process's one worker for a switch, with what keeps it."""
+        with self._lock:
+            kept = self._switches.get(name)
+            if kept is None:
+                kept = self._switches[name] = _Kept(self, name)
+            return kept
+
+    def wake(self) -> None:
+        """Look at the store now."""
+        self._news.set()
+        wake = getattr(self.store, "wake", None)
+        if wake is not None:
+            wake()
+
+    def look(self) -> None:
+        """Look at the store in this thread, where no thread follows it."""
+        for kept in self._present():
+            kept.tend()
+
+    def watch(self) -> None:
+        """Have a thread that follows the store, unless nothing else can set it."""
+        if is_in_process(self.store):
+            return
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._thread = threading.Thread(
+                target=_run,
+                args=(weakref.ref(self), self.store, self._news),
+                name="fastapi-maintenance keeper",
+                daemon=True,
+            )
+            self._thread.start()
+
+    def round(self) -> float | None:
+        """Look at every switch once.
+
+        Returns:
+            Seconds until the next round; None if no switch is left to follow.
+        """
+        present = [kept for kept in self._present() if kept.worker.joined]
+        pauses = []
+        for kept in present:
+            try:
+                pauses.append(kept.tend())
+            except Exception:
+                logger.exception(
+                    "maintenance: the keeper of a worker failed; it goes on"
+                )
+                pauses.append(HEARTBEAT)
+        if pauses:
+            return min(pauses)
+        with self._lock:
+            # A switch that joins at this moment starts another thread.
+            if any(kept.worker.joined for kept in self._switches.values()):
+                return 0.0
+            self._thread = None
+            return None
+
+    def _present(self) -> list[_Kept]:
+        with self._lock:
+            return list(self._switches.values())
+
+    def forked(self) -> None:
+        """Begin again in a child: another worker, and no thread."""
+        self._renew()
+        forked = getattr(self.store, "forked", None)
+        if forked is not None:
+            forked()
+        for kept in list(self._switches.values()):
+            kept.renew()
+
+
+class _Kept:
+    """One worker, and what its keeper remembers of it."""
+
+    def __init__(self, keeper: Keeper, name: str) -> None:
+        self.keeper = keeper
+        self.name = name
+        store = keeper.store
+        self.worker = Worker(name, f"{name!r} in {location(store)}")
+        if is_local(store) and not is_in_process(store):
+            self.worker.stale_after = STALE
+            self.worker.read = lambda: store.read(name)
+        self._problems = LogOnce(f"maintenance: {self.worker.title}")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._io = threading.Lock()
+        self._joining = threading.Lock()
+        self._failed: tuple[float, Exception] | None = None
+        self._users = 0
+        self._reported: WorkerReport | None = None
+        self._reported_at = 0.0
+
+    def renew(self) -> None:
+        self.worker.renew()
+        self.worker.notifier.renew()
+        self._reset()
+
+    def join(self) -> None:
+        """Join the store, before anything is admitted.
+
+        Raises:
+            StoreError: If the store cannot be reached. Callers that waited for the
+                same attempt get the same answer, at once.
+        """
+        if self.worker.joined:
+            return
+        asked = time.monotonic()
+        with self._joining:
+            if self.worker.joined:
+                return
+            if self._failed is not None and self._failed[0] > asked:
+                raise self._failed[1]
+            try:
+                with self._io:
+                    self._join()
+            except Exception as error:
+                self._failed = (time.monotonic(), error)
+                raise
+        self.keeper.watch()
+
+    def enter(self) -> None:
+        """Join for one more user of this worker."""
+        self.join()
+        with self._joining:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Leave the store when the last user does. Work in flight keeps the report."""
+        with self._joining, self._io:
+            self._users = max(0, self._users - 1)
+            if self._users or not self.worker.leave():
+                return
+            if self.keeper.fence is None:
+                return
+            try:
+                self.keeper.fence.remove(self.name, self.worker.id)
+            except StoreError as error:
+                if self.worker.counted:
+                    logger.warning("maintenance: left, but its report stays: %s", error)
+
+    def tend(self) -> float:
+        """Look at the store, adopt, report.
+
+        Returns:
+            Seconds until the next time.
+        """
+        with self._io:
+            if not self.worker.joined:
+                return HEARTBEAT
+            self._follow()
+            self._report_if_due()
+            self._collect_garbage()
+            self.worker.close_due()
+        return self._pause()
+
+    def _join(self) -> None:
+        worker, store, fence = self.worker, self.keeper.store, self.keeper.fence
+        counted, young = False, False
+        cannot: CannotJoinError | None = None
+        if fence is not None:
+            try:
+                young = self._report(fence).young
+                counted = True
+            except CannotJoinError as error:
+                cannot = error
+                self._problems.say("join", f"is not counted: {error}")
+        try:
+            state = store.read(self.name)
+            if state is None and young:
+                state = self._await_write_back()
+        except StoreError as error:
+            if cannot is None or not isinstance(error.__cause__, PermissionError):
+                raise
+            # A directory that this user may not read must not take a service down.
+            state = None
+        worker.start(state or MaintenanceState(), counted=counted)
+        if counted:
+            self._problems.solved("join")
+
+    def _await_write_back(self) -> MaintenanceState:
+        """Wait for others to write back what a restarted server has lost."""
+        limit = time.monotonic() + YOUNG_SERVER
+        while time.monotonic() < limit:
+            time.sleep(0.1)
+            state = self.keeper.store.read(self.name)
+            if state is not None:
+                return state
+
+        def off(before: MaintenanceState | None) -> MaintenanceState:
+            if before is not None:
+                raise _MovedOnError
+            return MaintenanceState(epoch=1)
+
+        try:
+            return self.keeper.store.publish(self.name, off)
+        except _MovedOnError:
+            return self.keeper.store.read(self.name) or MaintenanceState()
+
+    def _follow(self) -> None:
+        # From before the read: the process may be stopped right after it.
+        asked = time.monotonic()
+        try:
+            state = self.keeper.store.read(self.name)
+        except StoreError as error:
+            self._problems.say("read", f"keeps the last state it knew: {error}")
+            self.worker.checked = asked
+            return
+        self._problems.solved("read")
+        self.worker.checked = asked
+        self._learn(state)
+
+    def _learn(self, stored: MaintenanceState | None) -> None:
+        """Do what follows from what is stored."""
+        worker, known = self.worker, self.worker.state
+        if stored is None:
+            if known.epoch:
+                self._write_back(None)
+        elif stored.epoch > known.epoch:
+            worker.adopt(stored)
+        elif (stored.epoch, stored.tag) == (known.epoch, known.tag) or not stored.epoch:
+            if stored not in (known, worker.edited):
+                self._publish_edit(stored)
+        elif worker.knows(stored.tag) and stored.tag:
+            # The store was put back to what it was before.
+            self._write_back(stored)
+        else:
+            # Two histories, such as before and after a loss.
+            self._merge(stored)
+
+    def _write_back(self, stored: MaintenanceState | None) -> None:
+        """Store the known state again, where it was lost or rolled back."""
+        known = self.worker.state
+
+        def change(before: MaintenanceState | None) -> MaintenanceState:
+            if before != stored:
+                raise _MovedOnError
+            return known
+
+        if self._publish(change):
+            logger.warning(
+                "maintenance: %s: the store had lost the state of epoch %d, which was"
+                " written back",
+                self.worker.title,
+                known.epoch,
+            )
+            self._testify()
+
+    def _merge(self, stored: MaintenanceState) -> None:
+        known = self.worker.state
+        winner = stored if stored.enabled or not known.enabled else known
+
+        def change(before: MaintenanceState | None) -> MaintenanceState:
+            if before != stored:
+                raise _MovedOnError
+            epoch = max(stored.epoch, known.epoch) + 1
+            return winner.replace(epoch=epoch)
+
+        self._publish(change)
+
+    def _publish_edit(self, edited: MaintenanceState) -> None:
+        """Publish what a person has written by hand."""
+        known = self.worker.state
+        keep = published(lambda _: edited, above=[known.epoch])
+
+        def change(before: MaintenanceState | None) -> MaintenanceState:
+            if before != edited:
+                raise _MovedOnError
+            return keep(before)
+
+        if not self._publish(change):
+            # A file that cannot be written, or a link that something else maintains.
+            # No drain can tell who has seen it.
+            self.worker.adopt(
+                edited.model_copy(update={"epoch": known.epoch, "tag": known.tag})
+            )
+            self.worker.edited = edited
+
+    def _publish(self, change: object) -> bool:
+        try:
+            state = self.keeper.store.publish(self.name, change)  # type: ignore[arg-type]  # one of the above
+        except _MovedOnError:
+            return True
+        except StoreError as error:
+            self._problems.say("publish", f"cannot write the state back: {error}")
+            return False
+        self._problems.solved("publish")
+        if state.epoch > self.worker.state.epoch:
+            self.worker.adopt(state)
+        return True
+
+    def _report_if_due(self) -> None:
+        fence = self.keeper.fence
+        if fence is None:
+            return
+        now = time.monotonic()
+        due = now - self._reported_at >= HEARTBEAT
+        if not self.worker.counted and not due:
+            return
+        report = self.worker.report()
+        if not due and not _is_news(report, self._reported):
+            return
+        try:
+            self._report(fence, report)
+        except CannotJoinError as error:
+            self._reported_at = now
+            self.worker.counted = False
+            self._problems.say("join", f"is not counted: {error}")
+            return
+        except StoreError as error:
+            self._problems.say("report", f"cannot report: {error}")
+            return
+        self._problems.solved("report")
+        if not self.worker.counted:
+            self._count_from_now_on()
+        if due and self.worker.state.enabled and not is_in_process(self.keeper.store):
+            remove_dead(fence, self.name)
+
+    def _count_from_now_on(self) -> None:
+        """Be counted at last: what runs already was admitted before this moment."""
+        self._problems.solved("join")
+        self.worker.adopt(self.worker.state)
+        self._follow()
+        self.worker.counted = True
+        self._reported_at = 0.0
+
+    def _report(
+        self, fence: FencedStore, report: WorkerReport | None = None
+    ) -> Receipt:
+        worker = self.worker
+        if report is None or not worker.counted:
+            # It has seen nothing yet: it reads the state after it is on the list.
+            report = worker.report().model_copy(update={"seen": 0, "tag": ""})
+        receipt = fence.report(self.name, report)
+        self._reported, self._reported_at = report, time.monotonic()
+        remembered = worker.generation
+        worker.generation = receipt.generation
+        if remembered is not None and (
+            not receipt.replaced
+            or (receipt.generation != remembered and receipt.complete)
+        ):
+            self._testify()
+        return receipt
+
+    def _testify(self) -> None:
+        """Say that the store has lost something, so that its roster is not complete."""
+        fence, worker = self.keeper.fence, self.worker
+        if fence is None or worker.generation is None:
+            return
+        try:
+            worker.generation = fence.confirm(
+                self.name, worker.generation, complete=False
+            )
+        except StoreError as error:
+            self._problems.say("report", f"cannot report: {error}")
+            return
+        logger.warning(
+            "maintenance: %s: the store has lost data; the list of workers is not"
+            " complete until a drain with --workers N succeeds",
+            worker.title,
+        )
+
+    def _collect_garbage(self) -> None:
+        """End what clients that left have left open, when nothing else is old."""
+        # Python closes abandoned generators when it collects garbage. Until then, the
+        # worker reports one more in flight than there is.
+        worker, reported = self.worker, self._reported
+        if not worker.collecting or worker.old:
+            return
+        if reported is None or reported.left_behind:
+            return
+        # First, as a request may adopt another state at any moment.
+        worker.collecting = False
+        gc.collect()
+        self._report_if_due()
+
+    def _pause(self) -> float:
+        store, worker = self.keeper.store, self.worker
+        interval = poll_interval(store)
+        if self.keeper.fence is None:
+            return interval
+        reported = self._reported
+        unfinished = worker.is_draining or (reported is not None and reported.old > 0)
+        wakes = is_local(store) or hasattr(store, "wait")
+        if unfinished and wakes:
+            return min(QUICK, interval)
+        if not wakes and (unfinished or worker.state.enabled):
+            return min(QUICK_REMOTE, interval)
+        return interval
+
+
+class LogOnce:
+    """Logs a problem when it begins or changes, and that it is over.
+
+    Args:
+        title: What it is about.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._said: dict[str, str] = {}
+
+    def say(self, kind: str, text: str) -> None:
+        """Log a problem, unless it was the last one of its kind."""
+        if self._said.get(kind) != text:
+            self._said[kind] = text
+            logger.error("%s: %s", self._title, text)
+
+    def solved(self, kind: str) -> None:
+        """Log that a problem is over, if there was one."""
+        if self._said.pop(kind, None) is not None:
+            logger.info("%s: works again (%s)", self._title, kind)
+
+
+def remove_dead(fence: FencedStore, name: str) -> None:
+    """Take workers that are proven dead off the list."""
+    try:
+        for worker in fence.roster(name).workers:
+            if worker.liveness == "dead":
+                fence.remove(name, worker.id)
+    except StoreError:
+        pass  # It is done again; nothing rests on it.
+
+
+def keeper_of(store: Store) -> Keeper:
+    """Return this process's one keeper for a place where a state lives."""
+    named = getattr(store, "location", None)
+    place = id(store) if is_in_process(store) or not isinstance(named, str) else named
+    with _registry_lock:
+        keeper = _registry.get(place)
+        if keeper is None or (type(keeper.store) is not type(store)):
+            keeper = _registry[place] = Keeper(store)
+        return keeper
+
+
+_registry: Final[weakref.WeakValueDictionary[str | int, Keeper]] = (
+    weakref.WeakValueDictionary()
+)
+_registry_lock = threading.Lock()
+_keepers: Final[weakref.WeakSet[Keeper]] = weakref.WeakSet()
+
+
+def _run(reference: weakref.ref[Keeper], store: Store, news: threading.Event) -> None:
+    wait = getattr(store, "wait", None)
+    while True:
+        keeper = reference()
+        pause = None if keeper is None else keeper.round()
+        if keeper is None or pause is None:
+            return
+        names = [kept.name for kept in keeper._present()]  # noqa: SLF001  # its own thread
+        # Held while it waits, it would never be collected.
+        del keeper
+        if wait is None:
+            news.wait(pause)
+        elif pause and not news.is_set():
+            try:
+                wait(names, pause)
+            except Exception:  # noqa: BLE001  # the next read says what is wrong
+                news.wait(pause)
+        news.clear()
+
+
+def _is_news(report: WorkerReport, known: WorkerReport | None) -> bool:
+    """Tell whether a drain would want to know: not how many requests are current."""
+    return known is None or (
+        (report.seen, report.tag, report.old, report.uncounted, report.generation)
+        != (known.seen, known.tag, known.old, known.uncounted, known.generation)
+    )
+
+
+def _after_fork() -> None:
+    global _registry_lock  # noqa: PLW0603  # the parent's may be held for ever
+    _registry_lock = threading.Lock()
+    for keeper in list(_keepers):
+        keeper.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

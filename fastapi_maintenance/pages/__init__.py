@@ -1,0 +1,186 @@
+"""The answer in the form that a client asks for: a page, problem+json or JSON."""
+
+import inspect
+import math
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from fastapi.exception_handlers import http_exception_handler
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from ..log import logger
+from ..refusal import DEFAULT_DETAIL, MaintenanceError
+from .document import Document, filled
+from .negotiation import PROBLEM, negotiate
+
+__all__ = ["maintenance_exception_handler"]
+
+PageMaker = Callable[[Request, MaintenanceError], object]
+"""Returns a string of HTML or a ``Response``, or an awaitable of one."""
+
+Page = str | os.PathLike[str] | PageMaker | None
+Handler = Callable[[Request, Exception], Awaitable[Response]]
+Renderer = Callable[[Request, MaintenanceError], Awaitable[Response]]
+
+PLACEHOLDERS: Final = ("message", "until", "retry_after")
+"""What a page of your own can show."""
+
+_PAGE: Final = Document.beside(
+    __file__,
+    "maintenance.html",
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'",
+)
+
+
+def maintenance_exception_handler(page: Page = None) -> Handler:
+    """Return an exception handler that answers in the form a client asks for.
+
+    Browsers get an HTML page, clients that name ``application/problem+json`` a problem
+    (RFC 9457), all others the usual JSON. All have status 503 and the error's headers.
+
+    Args:
+        page: What browsers get: None for the page of this package, the path of an HTML
+            file, or a callable of the request and the error that returns HTML or a
+            ``Response``. In a file, ``{{ message }}``, ``{{ until }}`` and
+            ``{{ retry_after }}`` are replaced, escaped. A file is read now, so that it
+            is there when nothing else is. Where a callable fails, it is logged, and
+            browsers get the page of this package.
+
+    Raises:
+        ValueError: If the file cannot be read or is not UTF-8.
+        TypeError: If it is neither a path nor callable.
+
+    Examples:
+        >>> from fastapi import FastAPI
+        >>> from fastapi_maintenance import (
+        ...     MaintenanceError,
+        ...     maintenance_exception_handler,
+        ... )
+        >>> app = FastAPI()
+        >>> app.add_exception_handler(MaintenanceError, maintenance_exception_handler())
+    """
+    render = _renderer(page)
+
+    async def handle(request: Request, error: Exception) -> Response:
+        if not isinstance(error, MaintenanceError):
+            # Registered for more than refusals: the rest keeps its usual form.
+            if isinstance(error, HTTPException):
+                return await http_exception_handler(request, error)
+            raise error
+        kind = negotiate(request)
+        if kind == "html":
+            response = await render(request, error)
+        elif kind == "problem":
+            response = JSONResponse(_problem(error), media_type=PROBLEM)
+        else:
+            response = JSONResponse({"detail": error.detail})
+        # The response of a template says 200, which would be kept and indexed.
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
+        response.headers.add_vary_header("Accept")
+        return response
+
+    return handle
+
+
+def _problem(error: MaintenanceError) -> dict[str, object]:
+    return {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": error.status_code,
+        "detail": error.detail,
+        # Browser code on another origin cannot read the header.
+        "retry_after": error.retry_after,
+    }
+
+
+def _values(request: Request, error: MaintenanceError) -> dict[str, str]:
+    until = error.state.until
+    now = datetime.now(UTC)
+    left = math.ceil((until - now).total_seconds()) if until and until > now else 0
+    end = until.astimezone(UTC) if until and left else None
+    message = str(error.detail)
+    if message == DEFAULT_DETAIL:
+        # The heading of the page says so already.
+        message = "We are working on it, and will be back as soon as we can."
+    repeatable = request.method in {"GET", "HEAD"}
+    return {
+        "message": message,
+        "retry_after": str(error.retry_after),
+        "until": f"{end:%Y-%m-%d %H:%M} UTC" if end else "",
+        "until_iso": f"{end:%Y-%m-%dT%H:%M:%SZ}" if end else "",
+        "seconds_left": str(left),
+        # What was sent with a form must not be sent again by a reload.
+        "reload": "yes" if repeatable else "no",
+        "unless_end": "" if end else "hidden",
+        "unless_repeatable": "" if repeatable else "hidden",
+        "unless_sent": "hidden" if repeatable else "",
+    }
+
+
+async def _own_page(request: Request, error: MaintenanceError) -> Response:
+    return _PAGE.response(_values(request, error))
+
+
+def _renderer(page: Page) -> Renderer:
+    if page is None:
+        return _own_page
+    if isinstance(page, str | os.PathLike):
+        text = _read(page)
+
+        async def from_file(request: Request, error: MaintenanceError) -> Response:
+            values = _values(request, error)
+            return HTMLResponse(
+                filled(text, {name: values[name] for name in PLACEHOLDERS})
+            )
+
+        return from_file
+    if not callable(page):
+        raise TypeError(f"page must be a path, a callable or None, not {page!r}")
+    return _from_callable(page)
+
+
+def _from_callable(page: PageMaker) -> Renderer:
+    failing = False
+
+    async def render(request: Request, error: MaintenanceError) -> Response:
+        nonlocal failing
+        try:
+            # In a thread, as it may read a file; awaited if it is awaitable, however
+            # the callable looked.
+            made = await run_in_threadpool(page, request, error)
+            response = _response(await made if inspect.isawaitable(made) else made)
+        except Exception:
+            # What maintenance is about may be what the page needs.
+            if not failing:
+                logger.exception("the maintenance page %r failed; sending ours", page)
+            failing = True
+            return await _own_page(request, error)
+        failing = False
+        return response
+
+    return render
+
+
+def _response(made: object) -> Response:
+    if isinstance(made, str):
+        return HTMLResponse(made)
+    if isinstance(made, Response):
+        return made
+    raise TypeError(f"returned {type(made).__name__}, not a str or a Response")
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read the maintenance page {os.fspath(path)!r}: {error}; give the"
+            " path of an HTML file in UTF-8"
+        ) from error

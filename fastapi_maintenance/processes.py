@@ -1,0 +1,127 @@
+"""Which process this is, and whether another one is gone.
+
+Silence proves nothing. This does: the process table of the same boot and pid namespace
+has no such process, or another one that started at another time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_PROC: Final = Path("/proc")
+
+
+class ProcessIdentity(NamedTuple):
+    """Enough to tell a process from every other one. Empty: could not be read.
+
+    Attributes:
+        boot: The kernel's boot id.
+        machine: The installation's id, which outlives a boot.
+        namespace: The namespaces that give pids and start times their meaning.
+        started: When the process started, in clock ticks since the boot. Never a time
+            of day, which follows the clock.
+    """
+
+    boot: str = ""
+    machine: str = ""
+    namespace: str = ""
+    started: str = ""
+
+    @classmethod
+    def own(cls, proc: Path = _PROC) -> ProcessIdentity:
+        """Return the identity of this process."""
+        return cls(
+            boot=_text(proc / "sys/kernel/random/boot_id"),
+            machine=_text(Path("/etc/machine-id")),
+            namespace=_namespace(proc),
+            started=_start_time("self", proc),
+        )
+
+    def __str__(self) -> str:
+        return "|".join(self)
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessIdentity:
+        """Read what ``str`` has written; a text that is none says nothing."""
+        parts = text.split("|")
+        return cls(*parts) if len(parts) == len(cls._fields) else cls()
+
+
+def is_gone(process: str, pid: int, proc: Path = _PROC) -> bool:
+    """Tell whether it is proven that a process no longer exists.
+
+    Args:
+        process: Its identity, as its report has it.
+        pid: Its number in its own pid namespace.
+        proc: The process file system.
+    """
+    other, own = ProcessIdentity.parse(process), ProcessIdentity.own(proc)
+    if not (other.boot and other.boot == own.boot):
+        return False
+    if not (other.namespace and other.namespace == own.namespace):
+        return False
+    # On Windows, signal 0 would be a CTRL_C.
+    if sys.platform == "win32" or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    # A start time that cannot be read (hidepid) proves nothing, and neither does one
+    # from the process table of another namespace, whose numbers mean other processes.
+    if not _is_own_table(proc):
+        return False
+    started = _start_time(str(pid), proc)
+    return bool(started and other.started and started != other.started)
+
+
+def may_share_kernel(process: str, proc: Path = _PROC) -> bool:
+    """Tell whether locks of a process would be seen here.
+
+    They are not if it runs on another kernel, such as a guest with a shared folder. The
+    same installation before a reboot counts: its locks are gone with it.
+    """
+    other, own = ProcessIdentity.parse(process), ProcessIdentity.own(proc)
+    if not (other.boot and own.boot) or other.boot == own.boot:
+        return True
+    return bool(own.machine) and own.machine == other.machine
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _namespace(proc: Path) -> str:
+    try:
+        pids = os.readlink(proc / "self/ns/pid")  # noqa: PTH115  # text, not a path
+    except OSError:
+        return ""
+    try:
+        # Start times are shifted by the reader's own time namespace.
+        return f"{pids} {os.readlink(proc / 'self/ns/time')}"  # noqa: PTH115
+    except OSError:
+        return pids
+
+
+def _is_own_table(proc: Path) -> bool:
+    # One number: seen from the table's namespace, this process is in no inner one.
+    for line in _text(proc / "self/status").splitlines():
+        name, _, numbers = line.partition(":")
+        if name == "NSpid":
+            return numbers.split() == [str(os.getpid())]
+    return False
+
+
+def _start_time(process: str, proc: Path) -> str:
+    # Field 22 of stat(5); the command's name, field 2, may hold spaces.
+    _, _, rest = _text(proc / process / "stat").rpartition(")")
+    values = rest.split()
+    return values[19] if len(values) > 19 else ""  # noqa: PLR2004  # as above

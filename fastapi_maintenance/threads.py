@@ -1,0 +1,106 @@
+"""Which threads still work for a request, also when that request has ended.
+
+A request that is cancelled does not stop the thread that it waits for. AnyIO and
+``asyncio.to_thread`` run such threads in a copy of the request's context. The frames of
+a thread show that copy, and the copy holds the request's admission.
+
+This reads the insides of AnyIO and CPython. Where they hide what is needed,
+``are_visible`` is False, and a worker says that it cannot be counted.
+``tests/test_threads.py`` fails on the release that changes them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures.thread
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from contextvars import Context
+from types import CodeType, FrameType
+from typing import Final
+
+
+def _anyio_code() -> CodeType | None:
+    try:
+        from anyio._backends._asyncio import WorkerThread  # noqa: PLC0415  # it may be missing
+
+        return WorkerThread.run.__code__
+    except (ImportError, AttributeError):
+        return None
+
+
+def _executor_code() -> CodeType | None:
+    item = getattr(concurrent.futures.thread, "_WorkItem", None)
+    return getattr(getattr(item, "run", None), "__code__", None)
+
+
+_ANYIO: Final = _anyio_code()
+_EXECUTOR: Final = _executor_code()
+_WAITING: Final = queue.Queue.get.__code__
+
+
+def are_visible() -> bool:
+    """Tell whether this AnyIO and this Python show what their threads work for."""
+    return (
+        _ANYIO is not None
+        and "context" in _ANYIO.co_varnames
+        and _EXECUTOR is not None
+        and "self" in _EXECUTOR.co_varnames
+    )
+
+
+def contexts_at_work() -> Iterator[Context]:
+    """Yield the contexts in which other threads run at this moment."""
+    own = threading.get_ident()
+    for thread, frame in sys._current_frames().items():  # noqa: SLF001  # documented
+        if thread != own:
+            context = _context_of(frame)
+            if context is not None:
+                yield context
+
+
+def _context_of(frame: FrameType | None) -> Context | None:
+    above = None
+    while frame is not None:
+        if frame.f_code is _ANYIO or frame.f_code is _EXECUTOR:
+            local = frame.f_locals
+            try:
+                found = local.get("context")
+                if _is_idle(local.get("self"), above):
+                    return None
+                if frame.f_code is _EXECUTOR:
+                    found = _bound_context(local.get("self"))
+                return found if isinstance(found, Context) else None
+            finally:
+                # Python 3.11 keeps what it copied here, and with it the arguments of a
+                # call that has ended.
+                if isinstance(local, dict):
+                    local.clear()
+        above, frame = frame, frame.f_back
+    return None
+
+
+def _is_idle(thread: object, above: FrameType | None) -> bool:
+    """Tell whether a thread of AnyIO waits for work, in its own queue.
+
+    Releases before 4.9 still have the context of the last work then.
+    """
+    if above is None or above.f_code is not _WAITING:
+        return False
+    waiting = above.f_locals
+    try:
+        return waiting.get("self") is getattr(thread, "queue", None)
+    finally:
+        if isinstance(waiting, dict):
+            waiting.clear()
+
+
+def _bound_context(item: object) -> object:
+    # ``asyncio.to_thread`` runs ``functools.partial(context.run, function)``.
+    # Python 3.14 calls the attribute ``task``.
+    work = getattr(item, "fn", None) or getattr(item, "task", None)
+    if isinstance(work, tuple):
+        work = work[0] if work else None
+    call = getattr(work, "func", None)
+    return getattr(call, "__self__", None)

@@ -1,0 +1,492 @@
+"""Counting in one process: admit a request, adopt a state, release a request.
+
+One lock makes "count, then read the state" a single step. Nothing here does any I/O.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from time import monotonic
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from . import threads
+from .fence import Oldest, WorkerReport
+from .log import logger
+from .processes import ProcessIdentity
+from .state import MaintenanceState
+
+REMEMBERED_TAGS: Final = 100
+"""Publications by which a worker notices that a store was rolled back."""
+
+Listener = Callable[[MaintenanceState], object]
+
+_admission: ContextVar[Admission | None] = ContextVar(
+    "fastapi_maintenance", default=None
+)
+
+
+class Label(Protocol):
+    """How counted work is shown, where its route is not known yet."""
+
+    def is_exempt(self) -> bool:
+        """Tell whether the work turned out to be exempt, and is not to be counted."""
+        ...
+
+
+class Admission:
+    """One counted piece of work, in flight until it is released.
+
+    It is a context manager, so that it goes on a request's exit stack. Once it is
+    entered it is also the value of a context variable, by which threads that outlive
+    the request are found.
+
+    Attributes:
+        worker: Who counts it.
+        label: How it is shown.
+        state: The state to decide it by.
+        started: When it was admitted, by the monotonic clock.
+        ended: Whether it was released.
+        outer: The admission that this work runs under, such as another guard's.
+        closing: Whether it is asked to end.
+    """
+
+    # Every request makes one of these: what is seldom set is not set in ``__init__``.
+    ended: bool = False
+    closing: bool = False
+    outer: Admission | None = None
+    _closers: list[Callable[[], object]] | None = None
+    _entered: Token[Admission | None] | None = None
+
+    def __init__(self, worker: Worker, label: str | Label, started: float) -> None:
+        self.worker: Worker = worker
+        self.label: str | Label = label
+        self.started: float = started
+        self.state: MaintenanceState = worker.state
+
+    def __enter__(self) -> Self:
+        outer = _admission.get()
+        if outer is not None:
+            outer = _unended(outer)
+            if outer is not None:
+                # One context may serve for ever, and its admissions overlap: those
+                # that have ended are dropped.
+                outer.outer = _unended(outer.outer)
+                self.outer = outer
+        self._entered = _admission.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the count back. Never blocks."""
+        # It stays in its context, and says there that it has ended. Threads that go on
+        # are recognised by it.
+        self.ended = True
+        self._entered = self._closers = None
+        # Without the lock, as the garbage collector can run this inside of ``admit``.
+        # ``Worker._adopt`` copies to ``old`` in one step, and this looks there last:
+        # neither can bring an admission back.
+        worker = self.worker
+        worker.current.pop(self, None)
+        worker.old.pop(self, None)
+
+    def is_own(self) -> bool:
+        """Tell whether the calling code is this very work, and not a task of it.
+
+        Tasks and threads run in a copy of the context in which they were started. Only
+        the context itself takes back what was set in it.
+        """
+        if self._entered is None:
+            return False
+        innermost = _admission.get()
+        try:
+            _admission.reset(self._entered)
+        except ValueError:
+            return False
+        self._entered = _admission.set(self)
+        if innermost is not self:
+            _admission.set(innermost)
+        return True
+
+    def on_close(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call a function, from any thread, when this work is asked to end.
+
+        Returns:
+            What takes it back.
+        """
+        closers = self._closers
+        if closers is None:
+            closers = self._closers = []
+        closers.append(callback)
+        if self.closing:
+            callback()
+
+        def take_back() -> None:
+            if callback in closers:
+                closers.remove(callback)
+
+        return take_back
+
+    def close(self) -> None:
+        """Ask this work to end."""
+        if self.closing:
+            return
+        self.closing = True
+        for callback in tuple(self._closers or ()):
+            callback()
+
+
+class Worker:
+    """What one store and name see of this process.
+
+    Attributes:
+        name: The switch.
+        title: The switch and its place, for the log.
+        id: Unique for this worker, and another one after a fork.
+        state: The state that is adopted.
+        joined: Whether requests may be admitted.
+        counted: Whether the store keeps this worker's reports.
+        generation: The roster that it remembers; None before it has joined one.
+        edited: A state that was edited by hand and could not be published.
+        current: What was admitted under ``state``, the oldest first.
+        old: What was admitted before it.
+        checked: When a store was last read, by the monotonic clock.
+        stale_after: Seconds after which an admission reads the store itself.
+        notifier: Tells of changes.
+    """
+
+    def __init__(self, name: str, title: str) -> None:
+        self.name = name
+        self.title = title
+        self.notifier = ChangeNotifier(title)
+        self.read: Callable[[], MaintenanceState | None] | None = None
+        self.stale_after: float = float("inf")
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin again, as in a child after a fork: nothing in flight, not joined."""
+        self.id: str = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self.process: str = ""
+        self.host: str = socket.gethostname()
+        self.pid: int = os.getpid()
+        self.state: MaintenanceState = MaintenanceState()
+        self.joined: bool = False
+        self.counted: bool = False
+        self.generation: str | None = None
+        self.edited: MaintenanceState | None = None
+        self.current: dict[Admission, None] = {}
+        self.old: dict[Admission, None] = {}
+        self.checked: float = 0.0
+        self.collecting: bool = False
+        self._uncounted: str | None = None
+        self._close_at: float | None = None
+        self._tags: deque[str] = deque(maxlen=REMEMBERED_TAGS)
+        self._lock = threading.Lock()
+
+    def start(self, state: MaintenanceState, *, counted: bool) -> None:
+        """Be ready to admit: the worker has reported, and has read the state since."""
+        with self._lock:
+            before = self.state
+            self._adopt(state)
+            self.joined = True
+            self.counted = counted
+            self.checked = monotonic()
+        if not threads.are_visible():
+            self.mark_uncounted(
+                "this AnyIO or Python does not show which threads still work for a"
+                " request"
+            )
+        # What changed before this worker joined is not a change, unless it matters.
+        if state.enabled or before.enabled:
+            self.notifier.note(state, before)
+
+    def leave(self) -> bool:
+        """Leave if nothing is in flight; in one step, so that nothing slips in.
+
+        Returns:
+            Whether it has left.
+        """
+        with self._lock:
+            if not self.joined or self.current or self.old:
+                return False
+            self.joined = False
+            self.generation = None
+            return True
+
+    def admit(self, label: str | Label) -> Admission | None:
+        """Count one piece of work, then read the state, in one step.
+
+        Returns:
+            The admission; its ``state`` is the one to decide by. Release it if the work
+            is refused. None if this worker has not joined, or has left.
+        """
+        now = monotonic()
+        admission = Admission(self, label, now)
+        with self._lock:
+            if not self.joined:
+                return None
+            self.current[admission] = None
+            admission.state = self.state
+        if now - self.checked > self.stale_after:
+            self._check(admission)
+        return admission
+
+    def recheck(self, admission: Admission) -> bool:
+        """Count an admission under the present state, if that has changed since.
+
+        Returns:
+            Whether ``admission.state`` is another one, and decides again.
+        """
+        with self._lock:
+            if admission not in self.old:
+                return False
+            self.old.pop(admission, None)
+            self.current[admission] = None
+            if admission.ended:
+                # It was released at this moment, without the lock.
+                self.current.pop(admission, None)
+            admission.state = self.state
+            return True
+
+    def adopt(self, state: MaintenanceState) -> None:
+        """Decide by a state from now on; what is in flight is old."""
+        with self._lock:
+            before = self.state
+            if state.epoch < before.epoch:
+                # A thread that was stopped after it had read an older one.
+                state = before
+            self._adopt(state)
+        self.drop_exempt()
+        self.notifier.note(state, before)
+
+    def knows(self, tag: str) -> bool:
+        """Tell whether a publication was adopted at some time."""
+        return tag in self._tags
+
+    def drop_exempt(self) -> None:
+        """Release requests that turned out to be exempt once their route was known."""
+        with self._lock:
+            unsure = [
+                admission
+                for counted in (self.old, self.current)
+                for admission in counted.copy()
+                if not isinstance(admission.label, str)
+            ]
+        for admission in unsure:
+            # Outside of the lock, as it runs code of the routes.
+            if _is_exempt(admission.label):
+                admission.release()
+
+    def close_due(self) -> None:
+        """Ask older work to end, when its time has come."""
+        due = self._close_at
+        if due is None or monotonic() < due:
+            return
+        self._close_at = None
+        for admission in self.old.copy():
+            try:
+                admission.close()
+            except Exception:
+                logger.exception("maintenance: work could not be asked to end")
+
+    def mark_uncounted(self, why: str) -> None:
+        """Say once, in the log and in reports, that work here cannot be counted."""
+        if self._uncounted is None:
+            self._uncounted = why
+            logger.error("maintenance: %s is not counted: %s", self.title, why)
+
+    def own_requests(self) -> int:
+        """Return 1 if the calling code is a counted request or block, else 0."""
+        # The innermost alone: a server may serve several requests in one context.
+        innermost = next((a for a in held() if a.worker is self), None)
+        return int(innermost is not None and innermost.is_own())
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether older work is in flight, or is to be asked to end."""
+        return bool(self.old) or self._close_at is not None
+
+    def report(self) -> WorkerReport:
+        """Return what there is to say now."""
+        self.drop_exempt()
+        # Not before: building a guard reads no files.
+        self.process = self.process or str(ProcessIdentity.own())
+        now = monotonic()
+        with self._lock:
+            # What is in flight first, and the threads after it: a request that ends in
+            # between is in the one or the other.
+            state, old, current = self.state, self.old.copy(), self.current.copy()
+        left = self._left_behind() if state.enabled else []
+        oldest = next(iter([*old, *left] or current), None)
+        uncounted = self._uncounted is not None or self.edited is not None
+        return WorkerReport(
+            id=self.id,
+            host=self.host,
+            pid=self.pid,
+            process=self.process,
+            generation=self.generation,
+            seen=state.epoch if self.joined else 0,
+            tag=state.tag if self.joined else "",
+            current=len(current),
+            old=len(old) + len(left) or int(self.collecting),
+            oldest=None if oldest is None else _oldest(oldest, now),
+            left_behind=len(left),
+            uncounted=int(uncounted),
+        )
+
+    def _adopt(self, state: MaintenanceState) -> None:
+        self.state = state
+        self.collecting = state.enabled
+        self.old.update(self.current)
+        self.current.clear()
+        self.edited = None
+        self._tags.append(state.tag)
+        seconds = state.close_after if state.enabled and self.old else None
+        self._close_at = None if seconds is None else monotonic() + seconds
+
+    def _check(self, admission: Admission) -> None:
+        """Read the store for an admission: nothing has done so for too long."""
+        # A process that was stopped and goes on admits before its keeper has run.
+        found = None
+        try:
+            found = self.read() if self.read is not None else None
+        except Exception:  # noqa: BLE001  # the last state stands; the keeper logs
+            return
+        if found is None:
+            return
+        if found.epoch > self.state.epoch:
+            self.adopt(found)
+            self.recheck(admission)
+        elif (found.epoch, found.tag) in {(0, ""), (self.state.epoch, self.state.tag)}:
+            admission.state = found
+
+    def _left_behind(self) -> list[Admission]:
+        """Return what threads still work for, from before the present state."""
+        found = []
+        for context in threads.contexts_at_work():
+            admission = context.get(_admission)
+            oldest = None
+            while admission is not None:
+                if admission.worker is self and admission.state is not self.state:
+                    oldest = admission
+                admission = admission.outer
+            if oldest is not None and oldest.ended and not _is_exempt(oldest.label):
+                found.append(oldest)
+        return found
+
+
+class ChangeNotifier:
+    """Tells listeners of each change once and in order, in a thread of its own.
+
+    Args:
+        title: The switch and its place, for the log.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._listeners: list[Listener] = []
+        self._states: deque[MaintenanceState] = deque()
+        self._lock = threading.Lock()
+        self._running = False
+
+    def listen(self, listener: Listener) -> None:
+        """Call a function with each change."""
+        self._listeners.append(listener)
+
+    def note(self, state: MaintenanceState, before: MaintenanceState) -> None:
+        """Tell of a state, if it differs from the one before it."""
+        if _content(state) == _content(before):
+            return  # A drain publishes the same state again.
+        logger.info(
+            "maintenance is %s: %s, epoch %d, by %s%s",
+            "on" if state.enabled else "off",
+            self._title,
+            state.epoch,
+            state.actor or "an unnamed operator",
+            f": {state.message}" if state.message else "",
+        )
+        if not self._listeners:
+            return
+        with self._lock:
+            self._states.append(state)
+            if self._running:
+                return
+            self._running = True
+        try:
+            threading.Thread(
+                target=self._run, name="fastapi-maintenance changes", daemon=True
+            ).start()
+        except RuntimeError:  # No more threads, or the end of the process.
+            self._running = False
+            logger.exception("maintenance: listeners are not told of a change")
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._states:
+                    self._running = False
+                    return
+                state = self._states.popleft()
+            for listener in tuple(self._listeners):
+                try:
+                    listener(state)
+                except Exception:
+                    logger.exception("on_change failed for epoch %d", state.epoch)
+
+    def renew(self) -> None:
+        """Begin again in a child, which has no thread."""
+        self._lock = threading.Lock()
+        self._running = False
+        self._states.clear()
+
+
+@contextmanager
+def not_working_for_a_request() -> Iterator[None]:
+    """Start threads that do not count as work of the present request."""
+    token = _admission.set(None)
+    try:
+        yield
+    finally:
+        _admission.reset(token)
+
+
+def held() -> Iterator[Admission]:
+    """Yield the admissions that the calling work runs under, the innermost first."""
+    admission = _unended(_admission.get())
+    while admission is not None:
+        yield admission
+        admission = _unended(admission.outer)
+
+
+def _is_exempt(label: str | Label) -> bool:
+    return not isinstance(label, str) and label.is_exempt()
+
+
+def _content(state: MaintenanceState) -> MaintenanceState:
+    return state.model_copy(update={"epoch": 0, "tag": "", "close_after": None})
+
+
+def _oldest(admission: Admission, now: float) -> Oldest:
+    label = str(admission.label)
+    if admission.ended:
+        label += " (left behind by its request)"
+    return Oldest(route=label, seconds=round(max(0.0, now - admission.started), 3))
+
+
+def _unended(admission: Admission | None) -> Admission | None:
+    while admission is not None and admission.ended:
+        admission = admission.outer
+    return admission

@@ -1,0 +1,206 @@
+"""Who shapes the answer of a door: the application's handlers, and its middlewares."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from fastapi_maintenance import (
+    MaintenanceError,
+    MaintenanceGuard,
+    MaintenanceModeMiddleware,
+)
+from tests.calls import Answer, call, handshake
+from tests.guard.support import in_flight
+from tests.asgi.support import DENIAL, Ran, Shop, closed, opened, shop
+
+pytestmark = pytest.mark.anyio
+
+ORIGIN = [(b"host", b"shop.example"), (b"origin", b"https://web.example")]
+
+
+def body(answer: Answer) -> bytes:
+    """Return the body of an answer."""
+    return b"".join(message.get("body", b"") for message in answer.messages)
+
+
+async def as_teapot(_request: Request, error: Exception) -> JSONResponse:
+    """Answer in a way of one's own."""
+    assert isinstance(error, MaintenanceError)
+    return JSONResponse({"own": error.detail}, 503, {"Retry-After": "7"})
+
+
+@pytest.mark.parametrize("kind", [MaintenanceError, 503, HTTPException])
+@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("path", ["/items", "/plain", "/static/a.txt", "/box/x"])
+async def test_the_application_s_own_handlers_answer(
+    tmp_path: Path, path: str, way: str, kind: int | type[Exception]
+) -> None:
+    """A handler for the error, its status or its base class shapes every refusal."""
+    made = shop(way, tmp_path, closed(detail="back soon"))
+    made.app.add_exception_handler(kind, as_teapot)
+    answer = await made.get(path)
+    assert answer.status == 503
+    assert body(answer) == b'{"own":"back soon"}'
+    assert answer.headers["retry-after"] == "7"
+
+
+async def test_handlers_for_what_goes_wrong_do_not_see_a_refusal(
+    tmp_path: Path,
+) -> None:
+    """A handler for any exception answers errors, and a refusal is none."""
+    made = shop("door", tmp_path, closed())
+    made.app.add_exception_handler(Exception, as_teapot)
+    answer = await made.get("/box/x")
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "60"
+
+
+async def test_a_mounted_application_answers_for_itself() -> None:
+    """The handlers of the innermost application shape the answer, as in FastAPI."""
+    guard = closed()
+    app, sub, ran = FastAPI(), FastAPI(), Ran()
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    sub.add_exception_handler(503, as_teapot)
+    sub.add_api_route("/target", ran.target)
+    app.add_api_route("/target", ran.target)
+    app.mount("/sub", sub)
+    assert (await call(app, "/sub/target")).headers["retry-after"] == "7"
+    assert (await call(app, "/target")).headers["retry-after"] == "60"
+    assert ran == []
+
+
+async def test_a_websocket_is_answered_by_a_handler_too() -> None:
+    """A handler's response denies a handshake, where the server can send one."""
+    guard = closed()
+    app, ran = FastAPI(), Ran()
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    app.add_exception_handler(MaintenanceError, as_teapot)
+    app.router.add_websocket_route("/socket", ran.socket)
+    answer = await handshake(app, "/socket", extensions=DENIAL)
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "7"
+
+
+def with_door_inside(app: FastAPI, guard: MaintenanceGuard) -> None:
+    """Add the door first, which is what the documentation says."""
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    app.add_middleware(CORSMiddleware, allow_origins=["https://web.example"])
+
+
+def with_door_outside(app: FastAPI, guard: MaintenanceGuard) -> None:
+    """Add the door last."""
+    app.add_middleware(CORSMiddleware, allow_origins=["https://web.example"])
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+
+
+@pytest.mark.parametrize("path", ["/items", "/posted", "/plain", "/static/a.txt"])
+@pytest.mark.parametrize("add", [with_door_inside, with_door_outside])
+async def test_cors_headers_are_on_every_refusal_that_a_browser_reads(
+    tmp_path: Path, add: Callable[[FastAPI, MaintenanceGuard], None], path: str
+) -> None:
+    """Added first, all refusals have them; in any order, those of the dependency."""
+    made = shop("dependency", tmp_path, closed())
+    add(made.app, made.guard)
+    method = "POST" if path == "/posted" else "GET"
+    answer = await made.get(path, method, headers=ORIGIN)
+    assert answer.status == 503
+    covered = path in {"/items", "/posted"} or add is with_door_inside
+    allowed = answer.headers.get("access-control-allow-origin")
+    assert allowed == ("https://web.example" if covered else None)
+
+
+@pytest.mark.parametrize("add", [with_door_inside, with_door_outside])
+@pytest.mark.parametrize("path", ["/items", "/static/a.txt"])
+async def test_a_preflight_is_answered_under_maintenance(
+    tmp_path: Path, path: str, add: Callable[[FastAPI, MaintenanceGuard], None]
+) -> None:
+    """Browsers may ask, and then read why they must wait."""
+    made = shop("dependency", tmp_path, closed())
+    add(made.app, made.guard)
+    asking = [*ORIGIN, (b"access-control-request-method", b"GET")]
+    answer = await made.get(path, "OPTIONS", headers=asking)
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-origin"] == "https://web.example"
+
+
+@pytest.mark.parametrize("path", ["/static/a.txt", "/sub/target"])
+async def test_a_wrapped_mount_is_inside_the_application(
+    tmp_path: Path, path: str
+) -> None:
+    """What ``wrap`` refuses is answered by handlers, and gets CORS headers."""
+    (tmp_path / "a.txt").write_text("static")
+    guard, ran = closed(), Ran()
+    app, sub = FastAPI(), FastAPI()
+    sub.add_api_route("/target", ran.target)
+    sub.add_exception_handler(503, as_teapot)
+    app.mount("/sub", guard.wrap(sub))
+    app.mount("/static", guard.wrap(StaticFiles(directory=tmp_path)), name="static")
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    app.add_exception_handler(MaintenanceError, as_teapot)
+    answer = await call(app, path, headers=ORIGIN)
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "7"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert ran == []
+    await guard.disable()
+    assert (await call(app, path)).status == 200
+    assert in_flight(guard) == 0
+
+
+@pytest.mark.parametrize("around", ["guard.wrap", "the middleware"])
+async def test_a_door_can_be_the_outermost_thing(around: str) -> None:
+    """Around everything, the door answers as FastAPI would, with its handlers."""
+    guard, ran = closed(), Ran()
+
+    def put(app: ASGIApp) -> Any:  # a door
+        if around == "guard.wrap":
+            return guard.wrap(app)
+        return MaintenanceModeMiddleware(app, guard)
+
+    app = FastAPI()
+    app.add_api_route("/target", ran.target)
+    assert body(await call(put(app), "/target")).startswith(b'{"detail":"Service')
+    assert (await call(put(app), "/docs")).status == 200
+    assert (await call(put(app), "/nothing")).status == 404
+    app.add_exception_handler(503, as_teapot)
+    assert (await call(put(app), "/target")).headers["retry-after"] == "7"
+    plain = Starlette(routes=[Mount("/a", routes=[Route("/plain", ran.plain)])])
+    answer = await call(put(plain), "/a/plain")
+    assert body(answer).startswith(b'{"detail":"Service')
+    boxed = await call(put(ran.box), "/a/plain")
+    assert boxed.headers["cache-control"] == "no-store"
+    refused = await handshake(put(ran.box), "/", extensions={})
+    assert refused.messages == [
+        {"type": "websocket.close", "code": 1013, "reason": "maintenance"}
+    ]
+    assert ran == []
+
+
+async def test_a_refusal_is_an_error_of_its_own(tmp_path: Path) -> None:
+    """Each refusal is a new object with the state that refused."""
+    seen: list[Exception] = []
+
+    async def keep(_request: Request, error: Exception) -> JSONResponse:
+        seen.append(error)
+        return JSONResponse({}, 503)
+
+    made: Shop = shop("door", tmp_path, opened())
+    made.app.add_exception_handler(MaintenanceError, keep)
+    await made.guard.enable(message="later")
+    await made.get("/box/x")
+    await made.get("/box/x")
+    assert seen[0] is not seen[1]
+    assert isinstance(seen[0], MaintenanceError)
+    assert seen[0].detail == "later"
+    assert seen[0].state.epoch == made.guard.state.epoch
