@@ -52,14 +52,10 @@ class Closing:
         def ask() -> None:
             spawn(wake)
 
-        if admission is None:
+        with contextlib.ExitStack() as stack:
+            if admission is not None:
+                stack.callback(admission.on_close(ask))
             await event.wait()
-            return
-        take_back = admission.on_close(ask)
-        try:
-            await event.wait()
-        finally:
-            take_back()
 
     def _own(self) -> Admission | None:
         return next((a for a in held() if a.worker is self._worker), None)

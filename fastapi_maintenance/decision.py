@@ -280,6 +280,7 @@ class AdmittedWork:
     ) -> None:
         admission, self._admission = self._admission, None
         if admission is not None:
+            admission.leave_context()
             admission.release()
 
     async def __aenter__(self) -> None:

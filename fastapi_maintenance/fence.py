@@ -29,6 +29,9 @@ SILENT_AFTER: Final = 3.0
 LOST_AFTER: Final = 5.0
 """Seconds without an answer, by the coordinator's own clock, after which it is lost."""
 
+RETURN: Final = 2 * HEARTBEAT
+"""Seconds for which a worker that was silent before the first look is waited for."""
+
 SETTLING: Final = 3.0
 """Seconds that a new roster is given for workers that remember an older one."""
 
@@ -402,8 +405,9 @@ class Fence:
         for worker in workers:
             known, since = self._answered.get(worker.id, (None, clock))
             if self._first and worker.age >= LOST_AFTER:
-                # It was silent before the first look.
-                since = clock - worker.age
+                # It was silent before the first look. After an outage of the store,
+                # all workers were, and come back with their next heartbeat.
+                since = clock - (LOST_AFTER - RETURN)
             elif known is None or _is_newer(worker, known):
                 since = clock
             self._answered[worker.id] = worker, since
@@ -536,12 +540,13 @@ def _names(
             name += f" (and {more} more)" if more > 0 else ""
         names.append(name)
     others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{what} {', '.join(names[:_NAMED])}{others}"
+    return f"{what} {'; '.join(names[:_NAMED])}{others}"
 
 
 def _lost(workers: Collection[WorkerReport], silent: Mapping[str, float]) -> str:
     names = [
-        f"{worker.name} has not answered for {shown_age(silent[worker.id])}"
+        f"{worker.name} has not answered for"
+        f" {shown_age(max(silent[worker.id], worker.age))}"
         for worker in workers
     ]
     ids = " ".join(worker.id for worker in workers)

@@ -101,7 +101,9 @@ def warn_of_uncovered(app: object) -> None:
             ", ".join(mounts),
         )
     routes = dict.fromkeys(
-        entry.path for _, entry in found if entry.note.endswith(_NO_DEPENDENCIES)
+        entry.path
+        for _, entry in found
+        if entry.coverage == NOT_COVERED and entry.note.endswith(_NO_DEPENDENCIES)
     )
     if routes:
         logger.warning(

@@ -228,7 +228,7 @@ class _Kept:
         return self._pause()
 
     def _join(self) -> None:
-        worker, store, fence = self.worker, self.keeper.store, self.keeper.fence
+        worker, fence = self.worker, self.keeper.fence
         counted, young = False, False
         cannot: CannotJoinError | None = None
         if fence is not None:
@@ -239,7 +239,7 @@ class _Kept:
                 cannot = error
                 self._problems.say("join", f"is not counted: {error}")
         try:
-            state = store.read(self.name)
+            state = self._read()
             if state is None and young:
                 state = self._await_write_back()
         except StoreError as error:
@@ -251,12 +251,28 @@ class _Kept:
         if counted:
             self._problems.solved("join")
 
+    def _read(self) -> MaintenanceState | None:
+        """Read the state from a store that may be a user's own.
+
+        Raises:
+            StoreError: If it cannot be read, for any reason.
+        """
+        try:
+            state: object = self.keeper.store.read(self.name)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"{type(error).__name__}: {error}") from error
+        if state is not None and not isinstance(state, MaintenanceState):
+            raise StoreError(f"read() returned {state!r}, which is not a state")
+        return state
+
     def _await_write_back(self) -> MaintenanceState:
         """Wait for others to write back what a restarted server has lost."""
         limit = time.monotonic() + YOUNG_SERVER
         while time.monotonic() < limit:
             time.sleep(0.1)
-            state = self.keeper.store.read(self.name)
+            state = self._read()
             if state is not None:
                 return state
 
@@ -268,13 +284,13 @@ class _Kept:
         try:
             return self.keeper.store.publish(self.name, off)
         except _MovedOnError:
-            return self.keeper.store.read(self.name) or MaintenanceState()
+            return self._read() or MaintenanceState()
 
     def _follow(self) -> None:
         # From before the read: the process may be stopped right after it.
         asked = time.monotonic()
         try:
-            state = self.keeper.store.read(self.name)
+            state = self._read()
         except StoreError as error:
             self._problems.say("read", f"keeps the last state it knew: {error}")
             self.worker.checked = asked

@@ -502,12 +502,16 @@ class Switch:
     ) -> Verdict:
         """Return the verdict after a look at the state."""
         try:
-            present = await self.read()
+            present = await _in_thread(self.store.read, self.name)
         except StoreError as error:
             # Workers keep what they know, and this process cannot say what that is.
             reason = f"the state cannot be read any more: {error}"
             final = not isinstance(error, TemporaryStoreError)
             return Verdict("unknown", reason, final=final)
+        if present is None:
+            # The store has lost it. A worker can report before it writes it back.
+            reason = "the store has lost the state; waiting for a worker to restore it"
+            return verdict if verdict.final else Verdict("lost", reason)
         who = present.actor or "another operator"
         if not present.enabled:
             reason = f"maintenance was switched off by {who}"

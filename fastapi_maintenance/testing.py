@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import secrets
 import socket
@@ -19,7 +18,7 @@ from .fence import Oldest, Receipt, Roster, WorkerReport
 from .guard import MaintenanceGuard
 from .processes import ProcessIdentity
 from .state import MaintenanceState
-from .stores import FencedStore, Store, StoreError, has_fence, location
+from .stores import FencedStore, Store, StoreError, as_store, has_fence, location
 from .stores.memory import MemoryStore
 from .switch import Switch
 
@@ -198,7 +197,7 @@ def check_store(make_store: MakeStore) -> None:
 
     Raises:
         AssertionError: If it does not; the message says what was found.
-        TypeError: If what was made is no store.
+        TypeError: If what was made is no store, or its methods are async.
 
     Examples:
         >>> from fastapi_maintenance import MemoryStore
@@ -241,7 +240,7 @@ def _made(make_store: MakeStore) -> Store:
     store = make_store()
     if not isinstance(store, Store):
         raise TypeError(f"make_store must return a Store, not {store!r}")
-    return store
+    return as_store(store)
 
 
 class _RefusedError(Exception):
@@ -376,11 +375,6 @@ class _StateContract(_Contract):
         )
 
     def _is_off(self, state: object) -> None:
-        if inspect.iscoroutine(state):
-            state.close()
-            raise AssertionError(
-                f"{self._place}: read() must be a plain function, not async"
-            )
         self._require(
             state is None or isinstance(state, MaintenanceState),
             f"read() must return a MaintenanceState or None, not {state!r}",

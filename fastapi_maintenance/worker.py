@@ -10,7 +10,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from time import monotonic
 from types import TracebackType
@@ -24,6 +24,8 @@ from .state import MaintenanceState
 
 REMEMBERED_TAGS: Final = 100
 """Publications by which a worker notices that a store was rolled back."""
+
+_COLLECTING: Final = Oldest(route="(closing abandoned streams)", seconds=0.0)
 
 Listener = Callable[[MaintenanceState], object]
 
@@ -102,6 +104,14 @@ class Admission:
         worker = self.worker
         worker.current.pop(self, None)
         worker.old.pop(self, None)
+
+    def leave_context(self) -> None:
+        """Set the context back to what it was, if this is still the one entered."""
+        # What the context does later, such as a consumer that waits for its next job
+        # in a thread, is no work of this admission.
+        if self._entered is not None and _admission.get() is self:
+            with suppress(ValueError):  # Closed from another context.
+                _admission.reset(self._entered)
 
     def is_own(self) -> bool:
         """Tell whether the calling code is this very work, and not a task of it.
@@ -342,7 +352,11 @@ class Worker:
             tag=state.tag if self.joined else "",
             current=len(current),
             old=len(old) + len(left) or int(self.collecting),
-            oldest=None if oldest is None else _oldest(oldest, now),
+            oldest=_COLLECTING
+            if self.collecting and not (old or left)
+            else None
+            if oldest is None
+            else _oldest(oldest, now),
             left_behind=len(left),
             uncounted=int(uncounted),
         )

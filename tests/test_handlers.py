@@ -1,6 +1,5 @@
 """Running handlers on either event loop, in threads, and within their time."""
 
-import contextlib
 import logging
 import operator
 import threading
@@ -14,7 +13,9 @@ from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore
+from fastapi_maintenance.exemptions import from_networks, with_header
 from fastapi_maintenance.handlers import THREADS, HandlerChain
+from tests.guard.support import in_flight
 
 CONNECTION = HTTPConnection({"type": "http", "headers": []})
 
@@ -89,7 +90,7 @@ def test_guards_work_on_every_event_loop(backend: Any) -> None:
 
     @app.get("/target")
     def target() -> int:
-        return guard._switch.worker.counts()[0]
+        return in_flight(guard)
 
     with TestClient(app, backend=backend) as client:
         assert client.get("/target").status_code == 503
@@ -97,22 +98,58 @@ def test_guards_work_on_every_event_loop(backend: Any) -> None:
     assert in_flight(guard) == 0
 
 
-async def test_cancelled_work_on_trio_is_not_released_early() -> None:
-    """On another event loop a count is told from the error alone."""
-    store = MemoryStore()
-    worker = store.worker("default")
-    worker.join()
+async def test_cancelled_work_on_trio_gives_its_count_back() -> None:
+    """Work that Trio cancels is counted until then, and no longer."""
+    guard = MaintenanceGuard(MemoryStore())
+    seen: list[int] = []
 
     async def cancelled() -> None:
-        with anyio.CancelScope() as scope, worker.admit("work"):
-            scope.cancel()
-            await anyio.sleep_forever()
+        with anyio.CancelScope() as scope:
+            async with guard.admit():
+                seen.append(in_flight(guard))
+                scope.cancel()
+                await anyio.sleep_forever()
 
     import trio
 
-    with contextlib.suppress(trio.Cancelled):
-        await anyio.to_thread.run_sync(trio.run, cancelled)
-    assert worker.counts() == (0, 0, None)
+    await anyio.to_thread.run_sync(trio.run, cancelled)
+    assert (seen, in_flight(guard)) == ([1], 0)
+
+
+async def test_hanging_handlers_do_not_refuse_a_valid_header() -> None:
+    """Ready-made handlers are asked first, and need none of the threads."""
+    released, begun = threading.Event(), threading.Semaphore(0)
+
+    def hangs(_: HTTPConnection) -> bool:
+        begun.release()
+        return released.wait(30)
+
+    chain = HandlerChain(
+        [hangs, with_header("X-Key", "s3cret"), from_networks("10.0.0.0/8")], 30.0
+    )
+    admin = HTTPConnection({**CONNECTION.scope, "headers": [(b"x-key", b"s3cret")]})
+    async with anyio.create_task_group() as group:
+        for _ in range(THREADS):
+            group.start_soon(chain.exempts, CONNECTION)
+        for _ in range(THREADS):
+            await anyio.to_thread.run_sync(begun.acquire)
+        with anyio.fail_after(10):
+            assert await chain.exempts(admin)
+        released.set()
+
+
+async def test_thread_of_a_handler_is_no_work_of_its_request() -> None:
+    """A sync handler that hangs does not hold up the drain of another guard."""
+    outer = MaintenanceGuard(MemoryStore())
+    released = threading.Event()
+    chain = HandlerChain(lambda _: released.wait(30), 0.02)
+    try:
+        async with outer.admit():
+            assert not await chain.exempts(CONNECTION)
+        await outer.enable()
+        assert (await outer.drain(timeout=5)).drained
+    finally:
+        released.set()
 
 
 async def test_threads_are_bounded_per_handler(

@@ -2,13 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import fastapi
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, Router
@@ -139,7 +142,121 @@ def test_it_names_every_guard() -> None:
     app.add_api_route("/pay", endpoint, dependencies=[Depends(guard("payments"))])
     app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(), name="whole")
     (entry,) = survey(app)
-    assert entry.note == "guard default, payments; door whole"
+    assert entry.note == "guard default, payments; middleware whole"
+
+
+def test_marked_applications_are_listed_with_what_is_theirs(tmp_path: Path) -> None:
+    """Routes, routers and files of a marked application are exempt, and no other's."""
+    app, sub, below = bare(), bare(guard()), bare()
+    sub.add_api_route("/a", endpoint)
+    sub.mount("/static", StaticFiles(directory=tmp_path))
+    sub.mount("/router", Router([Route("/b", plain)]))
+    below.add_api_route("/c", endpoint)
+    sub.mount("/below", below)
+    app.mount("/sub", sub)
+    maintenance_exempt(sub)
+    assert coverage(app) == {
+        "/sub/a": "exempt",
+        "/sub/static": "exempt",
+        "/sub/router/b": "exempt",
+        "/sub/below/c": "not covered",
+    }
+
+
+class Timed(APIRoute):
+    """Does something around FastAPI's handler, as its documentation shows."""
+
+    def get_route_handler(self) -> Any:
+        """Return FastAPI's handler, in another one."""
+        original = super().get_route_handler()
+
+        async def timed(request: Request) -> Any:
+            return await original(request)
+
+        return timed
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass on."""
+        await super().handle(scope, receive, send)
+
+
+class Wrapped(APIRoute):
+    """Has something around its application."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        inner = self.app
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await inner(scope, receive, send)
+
+        self.app = GZipMiddleware(app)
+
+
+class OwnHandler(APIRoute):
+    """Answers by itself."""
+
+    def get_route_handler(self) -> Any:
+        """Return a handler that runs no dependency."""
+
+        async def own(_request: Request) -> PlainTextResponse:
+            return PlainTextResponse("own")
+
+        return own
+
+
+class OwnHandle(APIRoute):
+    """Answers by itself, in another way."""
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer."""
+        await PlainTextResponse("own")(scope, receive, send)
+
+
+class OwnApp(APIRoute):
+    """Answers by itself, in a third way."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.app = PlainTextResponse("own")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("covered", ["dependency", "middleware"])
+async def test_routes_that_run_no_dependencies_are_named(
+    covered: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A route class that answers by itself is not covered by the dependency."""
+    one = guard()
+    app = bare(one)
+    if covered == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, guard=one)
+    runs = (Timed, Wrapped)
+    kinds = (*runs, OwnHandler, OwnHandle, OwnApp)
+    for kind in kinds:
+        router = APIRouter(route_class=kind)
+        router.add_api_route(f"/{kind.__name__}", endpoint)
+        app.router.routes.extend(router.routes)
+    with caplog.at_level(logging.WARNING, "fastapi_maintenance"):
+        async with one.lifespan(app):
+            await one.enable()
+            for kind in kinds:
+                answer = await call(app, f"/{kind.__name__}")
+                reached = covered == "dependency" and kind not in runs
+                assert answer.status == (200 if reached else 503)
+    found = coverage(app)
+    if covered == "middleware":
+        assert set(found.values()) == {"guarded"}
+        assert caplog.records == []
+        return
+    assert found == {
+        f"/{kind.__name__}": "guarded" if kind in runs else "not covered"
+        for kind in kinds
+    }
+    notes = {entry.path: entry.note for entry in survey(app)}
+    assert notes["/OwnApp"] == "OwnApp does not run its dependencies"
+    (record,) = caplog.records
+    assert "the routes at /OwnHandler, /OwnHandle, /OwnApp" in record.getMessage()
 
 
 def test_a_guard_below_another_dependency_is_not_relied_on() -> None:
@@ -154,7 +271,7 @@ def test_a_guard_below_another_dependency_is_not_relied_on() -> None:
 
 @pytest.mark.parametrize("given", ["a guard", "a guard by place", "options", "around"])
 def test_the_middleware_covers_everything(tmp_path: Path, given: str) -> None:
-    """With the door, nothing is left uncovered, however it was made."""
+    """With the middleware, nothing is left uncovered, however it was made."""
     app, one = bare(), guard()
     app.add_middleware(CORSMiddleware)
     app.add_route("/plain", plain)
@@ -175,9 +292,10 @@ def test_the_middleware_covers_everything(tmp_path: Path, given: str) -> None:
         *("/plain", "/static", "/sub/x/y", "api.shop.example/z"),
     }
     assert {entry.coverage for entry in found} == {"guarded"}
+    kind = "wrap" if given == "around" else "middleware"
     assert {entry.note for entry in found} == {
-        "door default",
-        "door default; StaticFiles",
+        f"{kind} default",
+        f"{kind} default; StaticFiles",
     }
 
 
@@ -194,11 +312,11 @@ def test_wrapped_and_marked_mounts_are_told_apart(tmp_path: Path) -> None:
     sub.add_api_route("/a", endpoint)
     app.mount("/sub", guard().wrap(sub))
     assert survey(app) == [
-        Entry("Mount", (), "/wrapped", "guarded", "door files; StaticFiles"),
+        Entry("Mount", (), "/wrapped", "guarded", "wrap files; StaticFiles"),
         Entry("Mount", (), "/open", "not covered", "StaticFiles"),
         Entry("Mount", (), "/marked", "exempt", "StaticFiles"),
-        Entry("Mount", (), "/both", "exempt", "door default; StaticFiles"),
-        Entry("HTTP", ("GET",), "/sub/a", "guarded", "door default"),
+        Entry("Mount", (), "/both", "exempt", "wrap default; StaticFiles"),
+        Entry("HTTP", ("GET",), "/sub/a", "guarded", "wrap default"),
     ]
 
 
@@ -266,7 +384,7 @@ async def test_a_start_warns_once_of_mounts_that_nothing_covers(
 async def test_a_start_is_quiet_where_all_is_covered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a door, without mounts, or without an application, nothing is said."""
+    """With everything covered, or without an application, nothing is said."""
     one = guard()
     covered, without = bare(), bare(one)
     covered.add_middleware(MaintenanceModeMiddleware, guard=one)

@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from starlette.routing import Route
 
 from fastapi_maintenance import (
+    Change,
     EnvStore,
     FileStore,
     MaintenanceGuard,
@@ -32,7 +33,7 @@ from fastapi_maintenance import (
     maintenance_exempt,
 )
 from fastapi_maintenance.testing import force, frozen_clock
-from tests import asgi
+from tests.calls import call
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -47,14 +48,14 @@ def guarded(guard: MaintenanceGuard) -> FastAPI:
     return FastAPI(dependencies=[Depends(guard)])
 
 
-def behind_a_door(guard: MaintenanceGuard) -> FastAPI:
+def behind_the_middleware(guard: MaintenanceGuard) -> FastAPI:
     """Return an application behind a middleware."""
     app = FastAPI()
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
     return app
 
 
-both_ways = pytest.mark.parametrize("make", [guarded, behind_a_door])
+both_ways = pytest.mark.parametrize("make", [guarded, behind_the_middleware])
 Make = Callable[[MaintenanceGuard], FastAPI]
 
 
@@ -124,8 +125,8 @@ def test_marker_is_of_one_method(make: Make) -> None:
     assert client.delete("/things").status_code == 503
 
 
-def test_mounts_are_covered_by_a_door(tmp_path: Path) -> None:
-    """Mounted applications, static files and plain routes are refused by a door.
+def test_mounts_are_covered_by_the_middleware(tmp_path: Path) -> None:
+    """Mounted applications, static files and plain routes are refused by the middleware.
 
     A dependency does not reach them, and says so; some middlewares do not either.
     """
@@ -133,7 +134,7 @@ def test_mounts_are_covered_by_a_door(tmp_path: Path) -> None:
     sub = FastAPI()
     sub.get("/target")(reached)
 
-    app = behind_a_door(closed())
+    app = behind_the_middleware(closed())
     app.mount("/sub", sub)
     app.mount("/static", StaticFiles(directory=tmp_path))
     app.router.routes.append(Route("/plain", PlainTextResponse("reached")))
@@ -174,7 +175,7 @@ async def test_root_path_opens_and_closes_nothing(make: Make, root: str) -> None
     prefix = root.rstrip("/")
     for path, status in (("/health", 200), ("/target", 503)):
         whole = f"{prefix}{path}"
-        assert (await asgi.call(app, whole, root_path=root)).status == status
+        assert (await call(app, whole, root_path=root)).status == status
 
 
 @both_ways
@@ -188,7 +189,7 @@ async def test_host_header_opens_nothing(make: Make, host: str) -> None:
     app = make(closed())
     app.get("/target")(reached)
     headers = [(b"host", host.encode())]
-    assert (await asgi.call(app, "/target", headers=headers)).status == 503
+    assert (await call(app, "/target", headers=headers)).status == 503
 
 
 async def says_no(_: Request) -> bool:
@@ -329,13 +330,13 @@ def test_switch_does_not_lock_itself_out(make: Make) -> None:
     app.include_router(control_router(guard, dependencies=[Depends(operators_only)]))
     client = TestClient(app)
     assert client.get("/target").status_code == 503
-    assert client.put("/maintenance", json={"active": False}).status_code == 200
+    assert client.put("/maintenance", json={"enabled": False}).status_code == 200
     assert client.get("/target").status_code == 200
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'"off"', b'{"active": "false"}', b"\xff", b"null", b"0"],
+    [b"", b"{", b"[]", b'"off"', b'{"enabled": "false"}', b"\xff", b"null", b"0"],
 )
 def test_torn_state_file_does_not_open(tmp_path: Path, content: bytes) -> None:
     """A state file that is cut off or edited wrongly keeps a closed service closed.
@@ -355,29 +356,33 @@ def test_torn_state_file_does_not_open(tmp_path: Path, content: bytes) -> None:
         assert client.get("/target").status_code == 503
 
 
-@pytest.mark.anyio
-async def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
+def test_readers_never_see_half_a_state(tmp_path: Path) -> None:
     """While one switches in a loop, another reads a whole state each time.
 
     Some truncate the file before they write it: readers see it empty, as off.
     """
     store, other = FileStore(tmp_path), FileStore(tmp_path)
-    await store.publish("default", lambda _: MaintenanceState(enabled=True))
 
-    def longer(number: int) -> Callable[[MaintenanceState], MaintenanceState]:
-        return lambda before: before.but(message="x" * (1 + number * 9))
+    def longer(number: int) -> Change:
+        message = "x" * (1 + number * 9)
+        return lambda _: MaintenanceState(
+            epoch=number + 1, tag=str(number), enabled=True, message=message
+        )
+
+    store.publish("default", longer(0))
 
     seen: set[bool] = set()
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            seen.add(other.peek("default").active)
+            state = other.read("default")
+            seen.add(state is not None and state.enabled)
 
     reader = threading.Thread(target=read)
     reader.start()
-    for number in range(200):
-        await store.publish("default", longer(number))
+    for number in range(1, 200):
+        store.publish("default", longer(number))
     done.set()
     reader.join(30)
     assert seen == {True}
@@ -389,11 +394,10 @@ def test_state_survives_the_process_that_set_it(tmp_path: Path) -> None:
     Some hold the state in the memory of one worker, which the next one knows not.
     """
     script = (
-        "import asyncio, os, sys, signal\n"
+        "import os, sys, signal\n"
         "from fastapi_maintenance import FileStore, MaintenanceState\n"
-        "on = FileStore(sys.argv[1]).publish(\n"
-        "    'default', lambda _: MaintenanceState(enabled=True))\n"
-        "asyncio.run(on)\n"
+        "FileStore(sys.argv[1]).publish(\n"
+        "    'default', lambda _: MaintenanceState(epoch=1, tag='a', enabled=True))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script, tmp_path], check=False)
@@ -401,7 +405,7 @@ def test_state_survives_the_process_that_set_it(tmp_path: Path) -> None:
     assert MaintenanceGuard(FileStore(tmp_path)).is_active
 
 
-@pytest.mark.parametrize("word", ["fales", "ture", "2", "", "enabled?"])
+@pytest.mark.parametrize("word", ["fales", "ture", "2", "enabled?"])
 def test_misspelt_variable_does_not_open(
     word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +421,7 @@ def test_misspelt_variable_does_not_open(
 class Unreachable(MemoryStore):
     """A store that no worker can join."""
 
-    def peek(self, name: str) -> MaintenanceState:
+    def read(self, name: str) -> MaintenanceState:
         """Fail."""
         raise StoreError(f"{name}: no answer")
 

@@ -190,7 +190,10 @@ def _choose(router: Router, probe: Scope) -> RouteMatch | None:
         return found
     note_match(probe, found)
     while is_included(found.route):
-        found = match_route(found.route, probe)
+        inside = match_route(found.route, probe)
+        if inside.route is found.route:
+            raise LookupError("the router chooses in a way of its own")
+        found = inside
         note_match(probe, found)
     if isinstance(found.route, Route):
         methods = getattr(effective_of(found), "methods", None)

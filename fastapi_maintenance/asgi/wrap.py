@@ -31,9 +31,11 @@ from ..exemptions import has_mark, is_marked
 from ..handlers import NO_BODY, NoBody
 from ..log import logger
 from ..refusal import MaintenanceError, refuse
+from ..worker import Admission, held
 from .resolve import ResolvedRoute, layers, resolve
 
 _SERVED: Final = frozenset({"http", "websocket"})
+_NAMING: Final = ("type", "method", "path", "route", "fastapi", "endpoint", "app")
 _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.start"})
 
 
@@ -42,21 +44,39 @@ class GuardedRequest:
 
     It is noted in the scope, where the dependency finds it, and it is the label of its
     admission: it knows its route when the application's routers have found one.
+
+    Attributes:
+        admission: Its count.
     """
 
-    __slots__ = ("_key", "_path", "_running", "_scope", "_settled")
+    __slots__ = ("_key", "_method", "_path", "_scope", "_seen", "_several", "admission")
 
     def __init__(self, scope: Scope, key: str) -> None:
-        self._scope = scope
-        self._path: str = scope["path"]
+        self.admission: Admission | None = None
         self._key = key
-        self._settled = False
-        self._running = True
+        self._path: str = scope["path"]
+        self._method: object = scope.get("method")
+        self._scope = scope
+        self._seen = False
+        self._several = False
         scope[key] = self
 
     def is_running(self) -> bool:
         """Tell whether its admission has not ended."""
-        return self._running
+        admission = self.admission
+        return admission is not None and not admission.ended
+
+    def covers(self, scope: Scope) -> bool:
+        """Tell whether a scope is that of this request, or a copy.
+
+        An endpoint may send another request into its application with a copy of its
+        own scope. That one is decided for itself.
+        """
+        return (
+            self._path == scope["path"]
+            and self._method == scope.get("method")
+            and self.is_running()
+        )
 
     @property
     def scope(self) -> Scope:
@@ -65,15 +85,15 @@ class GuardedRequest:
 
     @scope.setter
     def scope(self, scope: Scope) -> None:
-        # The first is that of the request itself. An endpoint may send others into the
-        # application, with copies of its scope.
-        if not self._settled:
-            self._settled = True
+        if not self._seen:
+            self._seen = True
             self._scope = scope
             self._path = scope["path"]
+        elif scope is not self._scope:
+            self._several = True
 
     def is_exempt(self) -> bool:
-        """Tell whether an endpoint was reached that is exempt."""
+        """Tell whether an endpoint was reached that is exempt, and no other one."""
         scope = self._scope
         endpoint = scope.get("endpoint")
         boxes = list(layers(endpoint))
@@ -81,6 +101,7 @@ class GuardedRequest:
             not boxes
             or isinstance(boxes[-1], Starlette | Router)  # It goes on from there.
             or scope["path"] != self._path
+            or self._several
         ):
             return False
         effective = effective_route(scope)
@@ -90,10 +111,10 @@ class GuardedRequest:
         return has_mark(scope.get("app")) and (own or isinstance(endpoint, StaticFiles))
 
     def end(self) -> None:
-        """Note that its admission has ended."""
-        self._running = False
-        # They would hold each other until the garbage collector runs.
-        self._scope.pop(self._key, None)
+        """Keep no more than what it is called by: threads may still work for it."""
+        scope = self._scope
+        scope.pop(self._key, None)
+        self._scope = {name: scope.get(name) for name in _NAMING}
 
     def __str__(self) -> str:
         return label_of(self._scope, effective_route(self._scope))
@@ -135,7 +156,7 @@ class GuardedApp:
             return
         decision = self._decision
         request: GuardedRequest | None = scope.get(decision.key)
-        decided = request is not None and request.is_running()
+        decided = request is not None and request.covers(scope)
         if decided or self._is_overridden(scope.get("app")):
             await self.app(scope, receive, send)
             return
@@ -154,7 +175,7 @@ class GuardedApp:
                 if admission is not None and not (
                     admission.state.enabled and switch.in_force(admission.state)
                 ):
-                    admission.__enter__()
+                    request.admission = admission.__enter__()
                     if scope["type"] == "websocket":
                         websocket = WebSocket(scope, receive, send)
                         close_websocket(admission, websocket)
@@ -162,9 +183,9 @@ class GuardedApp:
                     await self.app(scope, receive, send)
                     return
             finally:
-                request.end()
                 if admission is not None:
                     admission.release()
+                request.end()
         await self._decide(scope, receive, send, known=known)
 
     async def _pass_other(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,6 +225,7 @@ class GuardedApp:
                     websocket = connection.opened = WebSocket(scope, receive, send)
                     receive, send = websocket.receive, websocket.send
                 request = GuardedRequest(scope, decision.key)
+                request.admission = next(held(), None)
                 stack.callback(request.end)
                 await self.app(scope, receive, send)
                 return

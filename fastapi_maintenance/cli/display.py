@@ -12,15 +12,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..fence import Roster, Verdict, WorkerReport, blocks_drain, count_before
+from ..fence import Roster, Verdict, WorkerReport, count_before
 from ..state import MaintenanceState
 from .output import clean
 from .target import Target
 from .times import clock, show_span
-from .workers import plural, workers_table
+from .workers import is_drained, plural, workers_table
 
 LINE_INTERVAL: Final = 5.0
 """Seconds between two lines where no terminal can redraw a table."""
+
+_FIRST_LINE: Final = 0.5
+"""Seconds before the first: by then it is known who is busy, or it is over."""
 
 _FRAME: Final = 0.1
 
@@ -40,12 +43,12 @@ class WaitDisplay:
         self._state = state
         self._timeout = timeout
         self._started = time.monotonic()
-        self._next = 0.0
         self._live = (
             Live(console=self._out.console, auto_refresh=False)
             if self._out.live
             else None
         )
+        self._next = _FIRST_LINE if self._live is None else 0.0
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -111,7 +114,7 @@ class WaitDisplay:
         live.update(Group(*parts), refresh=True)
 
     def _done(self, workers: tuple[WorkerReport, ...]) -> int:
-        return sum(not blocks_drain(worker, self._state) for worker in workers)
+        return sum(is_drained(worker, self._state) for worker in workers)
 
     def _progress(self, workers: tuple[WorkerReport, ...]) -> str:
         text = f"{self._done(workers)} of {plural(len(workers), 'worker')} drained"

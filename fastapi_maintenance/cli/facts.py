@@ -75,12 +75,13 @@ class View:
         """Return the same for scripts, with no trace of a token."""
         state, now, roster = self.state, self.now, self.roster
         known = roster is not None and not self.fixed
+        document = json.loads(state.to_json())
         return {
             "store": self.place,
             "name": self.name,
             "phase": state.phase(now),
             "in_force": state.in_force(now),
-            "state": json.loads(state.to_json()) | {"bypass": state.bypass is not None},
+            "state": document | {"bypass": bool(document.get("bypass"))},
             "workers": [worker_document(worker, state, now) for worker in self.workers]
             if known
             else None,

@@ -14,7 +14,6 @@ from ..fence import (
     SETTLING,
     Roster,
     WorkerReport,
-    blocks_drain,
     count_before,
     distinct_hosts,
     has_acknowledged,
@@ -64,6 +63,11 @@ class Column:
         return Text(text, style=style if self.key == "status" else "")
 
 
+def is_drained(worker: WorkerReport, state: MaintenanceState) -> bool:
+    """Tell whether a worker has acknowledged, and runs nothing older."""
+    return has_acknowledged(worker, state) and not worker.old
+
+
 def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) -> str:
     """Return what a worker is doing under a state, in a few words."""
     acknowledged = has_acknowledged(worker, state)
@@ -72,7 +76,7 @@ def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) 
     elif state.needs_clock:
         # Requests from before its start were admitted under the same epoch.
         text = "refusing" if acknowledged else "not acknowledged"
-    elif not blocks_drain(worker, state):
+    elif is_drained(worker, state):
         text = "drained"
     else:
         text = f"draining ({count_before(worker, state)} left)"
@@ -182,7 +186,7 @@ def worker_summary(roster: Roster) -> str:
 
 
 def roster_summary(roster: Roster) -> str | None:
-    """Return since when the list of workers is complete, or why not, if there is one."""
+    """Return since when the list of workers is complete, or why it is not."""
     if not roster.generation:
         return None
     if not roster.complete:

@@ -267,7 +267,7 @@ class FileStore:
     def forked(self) -> None:
         """Begin again in a child, which holds none of its parent's locks."""
         self._thread = threading.RLock()
-        self._held.clear()
+        self._held.clear()  # Each closes its copy.
         self._uncounted.clear()
         self._mark = None
 
@@ -381,6 +381,7 @@ class _Held:
     def __init__(self, descriptor: int) -> None:
         self.descriptor: int | None = descriptor
         self.inode: int = os.fstat(descriptor).st_ino
+        self._process = os.getpid()
         _all_held.add(self)
 
     @classmethod
@@ -443,18 +444,15 @@ class _Held:
             return False
 
     def release(self) -> None:
-        """Unlock, also where a child that is being forked has a copy."""
+        """Unlock; in a child of a fork, only close, as the lock is its parent's."""
         descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
+        if descriptor is None:
+            return
+        if self._process == os.getpid():
+            # A child that is being forked may have a copy, which would keep the lock.
             with contextlib.suppress(OSError):
                 unlock_descriptor(descriptor)
-            os.close(descriptor)
-
-    def forked(self) -> None:
-        """Close the child's copy, which would hold the lock after its parent."""
-        descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
 
     def __del__(self) -> None:
         self.release()
@@ -465,7 +463,7 @@ _all_held: Final[weakref.WeakSet[_Held]] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for held in list(_all_held):
-        held.forked()
+        held.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -69,7 +70,7 @@ _NOT_TAKEN: Final = re.compile(
 )
 _DENIALS: Final = (
     *("NOPERM", "no permissions", "ACL failure"),
-    *("can't run this command", "can't access"),
+    *("can't run this command", "can't access", "EXEC without MULTI"),
 )
 
 T = TypeVar("T")
@@ -123,6 +124,7 @@ class RedisStore:
         self._begin()
 
     def _begin(self) -> None:
+        self._pid = os.getpid()
         self._client = redis.Redis(connection_pool=self._server.pool())
         self._pubsub: PubSub | None = None
         self._channels: set[str] = set()
@@ -158,7 +160,7 @@ class RedisStore:
         """
         key = self._key(name, "state")
         with self._explained():
-            document = self._client.get(key)
+            document = self._redis.get(key)
         if document is None:
             return None
         try:
@@ -207,8 +209,8 @@ class RedisStore:
         members, reports = self._key(name, "members"), self._key(name, "reports")
         with self._explained():
             young = report.generation is None and self._is_young()
-            entry = _Entry(at=_seconds(self._client.time()), report=report)
-            with self._client.pipeline() as pipe:
+            entry = _Entry(at=_seconds(self._redis.time()), report=report)
+            with self._redis.pipeline() as pipe:
                 pipe.get(members)
                 pipe.hexists(reports, report.id)
                 pipe.hset(reports, report.id, entry.to_json())
@@ -229,7 +231,7 @@ class RedisStore:
             StoreError: If Redis cannot be reached or refuses.
         """
         members = self._key(name, "members")
-        with self._explained(), self._client.pipeline() as pipe:
+        with self._explained(), self._redis.pipeline() as pipe:
             pipe.get(members)
             pipe.hgetall(self._key(name, "reports"))
             pipe.time()
@@ -313,14 +315,21 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
         self._stop_listening()
-        self._client.connection_pool.disconnect()
+        self._redis.connection_pool.disconnect()
 
     def forked(self) -> None:
         """Begin again in a child, which must not use its parent's connections."""
-        # The parent may have held their locks when it forked, so that not even the
-        # garbage collector may touch them.
+        # A thread of the parent may have held their locks: neither redis-py's own care
+        # for forks nor the garbage collector may touch them.
         _inherited.extend((self._client, self._pubsub))
         self._begin()
+
+    @property
+    def _redis(self) -> redis.Redis:
+        if self._pid != os.getpid():
+            # A store that no keeper follows is not told of a fork.
+            self.forked()
+        return self._client
 
     def _key(self, name: str, kind: str) -> str:
         # What is in braces decides on the slot: all keys of a prefix are in one.
@@ -334,7 +343,7 @@ class RedisStore:
         limit = time.monotonic() + PATIENCE
         while True:
             try:
-                with self._explained(), self._client.pipeline() as pipe:
+                with self._explained(), self._redis.pipeline() as pipe:
                     return attempt(pipe)
             except TemporaryStoreError as error:
                 if time.monotonic() >= limit:
@@ -377,14 +386,14 @@ class RedisStore:
     def _is_young(self) -> bool:
         """Tell whether the server has just started, or does not say."""
         try:
-            found = self._client.info("server")
+            found = self._redis.info("server")
         except redis.ResponseError:
             return True
         return float(found.get("uptime_in_seconds", 0)) < YOUNG
 
     def _listen(self, channels: set[str], seconds: float, now: float) -> None:
         if self._pubsub is None:
-            self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # the same
+            self._pubsub = self._redis.pubsub()  # type: ignore[no-untyped-call]  # the same
             self._heard_at = now
         new = channels - self._channels
         if new:
@@ -416,7 +425,7 @@ class RedisStore:
         except (redis.RedisError, UnicodeError) as error:  # The latter by host names.
             if isinstance(error, redis.ReadOnlyError):
                 # After a failover, the name leads to another server.
-                self._client.connection_pool.disconnect(inuse_connections=False)
+                self._redis.connection_pool.disconnect(inuse_connections=False)
             raise explained(error, self._server.place, self.prefix) from error
 
 
@@ -633,15 +642,10 @@ def explained(error: Exception, place: str, prefix: str) -> StoreError:
     for mark, kind, what in _TEMPORARY:
         if text.startswith(mark) or isinstance(error, kind):
             return TemporaryStoreError(f"{place} {what}")
-    if "NOAUTH" in text:
-        what = (
-            "requires a password; put it into the store's URL: redis://:PASSWORD@HOST,"
-            " special characters as %XX"
-        )
     # A long request before the password is the end of a connection.
-    elif isinstance(error, redis.AuthenticationError) or "unauthenticated" in text:
+    if isinstance(error, redis.AuthenticationError) or "unauthenticated" in text:
         what = (
-            "refuses this user or password; correct it in the store's URL:"
+            f"refuses this user or password ({text}); correct it in the store's URL:"
             " redis://USER:PASSWORD@HOST, special characters as %XX"
         )
     elif isinstance(error, redis.exceptions.NoPermissionError) or any(

@@ -456,8 +456,7 @@ class SQLStore:
 
     def _make_tables(self) -> None:
         try:
-            with self._connected(None) as connection, connection.begin():
-                self._tables.metadata.create_all(connection)
+            self._transaction(self._tables.make)
         except StoreError as error:
             if self._has_tables():
                 return  # Another worker has made them at the same moment.
@@ -470,10 +469,7 @@ class SQLStore:
     def _has_tables(self) -> bool:
         with self._connected(None) as connection:
             inspector = inspect(connection)
-            return all(
-                inspector.has_table(table.name)
-                for table in self._tables.metadata.sorted_tables
-            )
+            return all(inspector.has_table(table.name) for table in self._tables.all)
 
     def _explained(  # noqa: PLR0911  # one for each kind
         self, error: Exception, *, connecting: bool = False
@@ -517,7 +513,7 @@ class _Tables:
     """The two tables of a prefix."""
 
     def __init__(self, prefix: str) -> None:
-        self.metadata = MetaData()
+        metadata = MetaData()
         long_text = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
         options: dict[str, Any] = {
             f"{dialect}_{option}": value
@@ -526,7 +522,7 @@ class _Tables:
         }
         self.switches = Table(
             f"{prefix}_switches",
-            self.metadata,
+            metadata,
             Column("name", String(64), primary_key=True),
             Column("state", long_text),
             Column("members", long_text),
@@ -534,13 +530,19 @@ class _Tables:
         )
         self.reports = Table(
             f"{prefix}_reports",
-            self.metadata,
+            metadata,
             Column("name", String(64), primary_key=True),
             Column("worker", String(80), primary_key=True),
             Column("document", long_text, nullable=False),
             Column("reported_at", Double, nullable=False),
             **options,
         )
+        self.all = (self.switches, self.reports)
+
+    def make(self, connection: Connection) -> None:
+        """Make the tables that are not there."""
+        for table in self.all:
+            connection.execute(CreateTable(table, if_not_exists=True))
 
 
 def schema(url: str) -> str:
@@ -561,8 +563,7 @@ def schema(url: str) -> str:
     dialect = parsed.get_dialect()()
     tables = _Tables(_check_prefix(DEFAULT_PREFIX if prefix is None else prefix))
     statements = (
-        str(CreateTable(table).compile(dialect=dialect)).strip()
-        for table in (tables.switches, tables.reports)
+        str(CreateTable(table).compile(dialect=dialect)).strip() for table in tables.all
     )
     text = "\n\n".join(f"{statement};" for statement in statements)
     lines = (line.rstrip() for line in text.replace("\t", "    ").splitlines())

@@ -1,15 +1,16 @@
 """Who shapes the answer of a door: the application's handlers, and its middlewares."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi import Depends, FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -66,18 +67,114 @@ async def test_handlers_for_what_goes_wrong_do_not_see_a_refusal(
     assert answer.headers["retry-after"] == "60"
 
 
-async def test_a_mounted_application_answers_for_itself() -> None:
-    """The handlers of the innermost application shape the answer, as in FastAPI."""
+async def test_the_outer_application_answers_for_what_is_mounted() -> None:
+    """Handlers of a mounted application are not asked: their scope is not there yet."""
     guard = closed()
     app, sub, ran = FastAPI(), FastAPI(), Ran()
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
-    sub.add_exception_handler(503, as_teapot)
+    app.add_exception_handler(503, as_teapot)
+    sub.add_exception_handler(503, fails)
     sub.add_api_route("/target", ran.target)
-    app.add_api_route("/target", ran.target)
     app.mount("/sub", sub)
     assert (await call(app, "/sub/target")).headers["retry-after"] == "7"
-    assert (await call(app, "/target")).headers["retry-after"] == "60"
     assert ran == []
+
+
+async def fails(_request: Request, _error: Exception) -> JSONResponse:
+    """Fail, as a handler does that needs what a middleware would have given."""
+    raise AssertionError("SessionMiddleware must be installed")
+
+
+async def says_nothing(_request: Request, _error: Exception) -> None:
+    """Answer nothing."""
+
+
+@pytest.mark.parametrize("handler", [fails, says_nothing])
+@pytest.mark.parametrize("around", ["wrap", "middleware", "both"])
+@pytest.mark.parametrize("method", ["GET", "WS"])
+async def test_a_handler_that_fails_does_not_cost_the_client_a_503(
+    handler: Any, around: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The plain answer takes its place, and the log says so once."""
+    guard, ran = closed(), Ran()
+    app = FastAPI(dependencies=[Depends(guard)] if around == "both" else [])
+    app.add_exception_handler(MaintenanceError, handler)
+    app.mount("/box", guard.wrap(ran.box) if around == "wrap" else ran.box)
+    if around != "wrap":
+        app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    made = Shop(app, guard, ran)
+    for _ in range(2):
+        answer = await made.get("/box/x", method)
+        assert answer.status == 503
+        assert answer.headers["retry-after"] == "60"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.body.startswith(b'{"detail":"Service')
+    assert len(caplog.records) == (handler is fails)
+    assert ran == []
+
+
+async def test_a_handler_that_fails_closes_a_handshake_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where a server cannot send a response, the code 1013 takes its place."""
+    app, ran = FastAPI(), Ran()
+    app.add_exception_handler(WebSocketException, fails)
+    app.add_middleware(MaintenanceModeMiddleware, guard=closed())
+    app.mount("/box", ran.box)
+    refused = await handshake(app, "/box/x", extensions={})
+    assert refused.messages == [
+        {"type": "websocket.close", "code": 1013, "reason": "maintenance"}
+    ]
+    assert len(caplog.records) == 1
+
+
+async def test_a_handler_that_fails_in_the_middle_is_not_hidden() -> None:
+    """What has begun cannot be answered a second time."""
+
+    async def breaks(_request: Request, _error: Exception) -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"so"
+            raise OSError("gone")
+
+        return StreamingResponse(parts(), 503)
+
+    app, ran = FastAPI(), Ran()
+    app.add_exception_handler(MaintenanceError, breaks)
+    app.mount("/box", closed().wrap(ran.box))
+    with pytest.raises(OSError, match="gone"):
+        await call(app, "/box/x")
+
+
+@pytest.mark.parametrize("method", ["GET", "WS"])
+async def test_headers_that_a_handler_drops_are_put_back(method: str) -> None:
+    """A handler as in FastAPI's documentation does not lose what clients need."""
+
+    async def as_text(_request: Request, error: Any) -> PlainTextResponse:
+        return PlainTextResponse(str(error.detail), status_code=error.status_code)
+
+    app, ran = FastAPI(), Ran()
+    app.add_exception_handler(HTTPException, as_text)
+    app.add_middleware(MaintenanceModeMiddleware, guard=closed(detail="back soon"))
+    app.mount("/box", ran.box)
+    answer = await Shop(app, closed(), ran).get("/box/x", method)
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "60"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.body == b"back soon"
+
+
+async def test_handlers_know_the_application_that_answers() -> None:
+    """Outside of everything too, a handler can make URLs of its own application."""
+
+    async def linking(request: Request, _error: Exception) -> JSONResponse:
+        return JSONResponse({"see": str(request.url_for("status"))}, 503)
+
+    app, ran = FastAPI(), Ran()
+    app.add_api_route("/status", ran.target, name="status")
+    app.add_exception_handler(MaintenanceError, linking)
+    app.mount("/box", ran.box)
+    answer = await call(closed().wrap(app), "/box/x")
+    assert answer.body == b'{"see":"http://shop.example/status"}'
 
 
 async def test_a_websocket_is_answered_by_a_handler_too() -> None:
@@ -95,29 +192,78 @@ async def test_a_websocket_is_answered_by_a_handler_too() -> None:
 def with_door_inside(app: FastAPI, guard: MaintenanceGuard) -> None:
     """Add the door first, which is what the documentation says."""
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
-    app.add_middleware(CORSMiddleware, allow_origins=["https://web.example"])
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=["https://web.example"],
+        expose_headers=["Retry-After"],
+    )
 
 
 def with_door_outside(app: FastAPI, guard: MaintenanceGuard) -> None:
     """Add the door last."""
-    app.add_middleware(CORSMiddleware, allow_origins=["https://web.example"])
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=["https://web.example"],
+        expose_headers=["Retry-After"],
+    )
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
 
 
 @pytest.mark.parametrize("path", ["/items", "/posted", "/plain", "/static/a.txt"])
 @pytest.mark.parametrize("add", [with_door_inside, with_door_outside])
+@pytest.mark.parametrize("way", ["dependency", "door"])
 async def test_cors_headers_are_on_every_refusal_that_a_browser_reads(
-    tmp_path: Path, add: Callable[[FastAPI, MaintenanceGuard], None], path: str
+    tmp_path: Path,
+    add: Callable[[FastAPI, MaintenanceGuard], None],
+    path: str,
+    way: str,
 ) -> None:
-    """Added first, all refusals have them; in any order, those of the dependency."""
+    """In any order, a browser can read the answer of the middleware, once."""
     made = shop("dependency", tmp_path, closed())
     add(made.app, made.guard)
+    if way == "door":
+        made.app.add_exception_handler(MaintenanceError, as_teapot)
     method = "POST" if path == "/posted" else "GET"
     answer = await made.get(path, method, headers=ORIGIN)
     assert answer.status == 503
-    covered = path in {"/items", "/posted"} or add is with_door_inside
-    allowed = answer.headers.get("access-control-allow-origin")
-    assert allowed == ("https://web.example" if covered else None)
+    assert answer.headers["access-control-allow-origin"] == "https://web.example"
+    assert answer.headers["access-control-expose-headers"] == "Retry-After"
+    names = [name for name, _ in answer.messages[0]["headers"]]
+    assert names.count(b"access-control-allow-origin") == 1
+    # Without an origin, as with another one, nothing is allowed.
+    for headers in ([], [(b"origin", b"https://evil.example")]):
+        other = await made.get(path, method, headers=headers)
+        assert other.status == 503
+        assert "access-control-allow-origin" not in other.headers
+
+
+async def test_cors_headers_are_on_the_answer_around_a_whole_application() -> None:
+    """Outside of everything, the application's own CORS middleware stands inside."""
+    guard, ran = closed(), Ran()
+    app = FastAPI()
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    app.add_middleware(GZipMiddleware)
+    app.mount("/box", ran.box)
+    for outside in (guard.wrap(app), MaintenanceModeMiddleware(app, guard)):
+        answer = await call(outside, "/box/x", headers=ORIGIN)
+        assert answer.status == 503
+        assert answer.headers["access-control-allow-origin"] == "*"
+
+
+async def test_two_guards_answer_with_cors_each_where_it_stands() -> None:
+    """A middleware finds its own place among those of the application."""
+    one, other, ran = opened(), closed(name="other"), Ran()
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, guard=other)
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    app.add_middleware(MaintenanceModeMiddleware, guard=one)
+    app.mount("/box", ran.box)
+    for _ in range(2):
+        answer = await call(app, "/box/x", headers=ORIGIN)
+        assert answer.status == 503
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["vary"].lower().count("origin") <= 1
+        await one.enable()
 
 
 @pytest.mark.parametrize("add", [with_door_inside, with_door_outside])
@@ -143,7 +289,7 @@ async def test_a_wrapped_mount_is_inside_the_application(
     guard, ran = closed(), Ran()
     app, sub = FastAPI(), FastAPI()
     sub.add_api_route("/target", ran.target)
-    sub.add_exception_handler(503, as_teapot)
+    sub.add_exception_handler(503, fails)
     app.mount("/sub", guard.wrap(sub))
     app.mount("/static", guard.wrap(StaticFiles(directory=tmp_path)), name="static")
     app.add_middleware(CORSMiddleware, allow_origins=["*"])

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, Request, WebSocket
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +23,6 @@ from fastapi_maintenance import (
 from tests.calls import call, handshake
 from tests.guard.support import in_flight
 from tests.asgi.support import CopiesScope, closed, opened
-from tests.guard.support import publish
 
 pytestmark = pytest.mark.anyio
 
@@ -195,10 +194,10 @@ async def test_a_drain_says_what_it_waits_for() -> None:
     """A counted request is shown by its route, once that is known."""
     app, guard, holds = application("door", marked=False)
     async with running(app, "/late", holds):
-        current, _, oldest = guard._switch.worker.counts()
-        assert current == 1
-        assert oldest is not None
-        assert oldest[0] == "GET /late"
+        report = guard._switch.worker.report()
+        assert report.current == 1
+        assert report.oldest is not None
+        assert report.oldest.route == "GET /late"
 
 
 async def test_what_is_let_in_under_maintenance_is_counted() -> None:
@@ -264,22 +263,9 @@ async def test_exempt_websockets_are_told_nothing(way: str) -> None:
     told, task = await connected(app, holds)
     await guard.enable()
     assert (await guard.drain(timeout=5, close_after=0.01)).drained
-    assert guard._switch.worker.orders._timers == []
     holds.leave.set()
     await task
     assert closes(told) == [1000]
-
-
-async def test_an_order_in_the_first_state_closes_nothing_exempt() -> None:
-    """An exempt WebSocket is excused from an order that came with its sorting out."""
-    app, guard, holds = application("door", marked=True)
-    task = asyncio.ensure_future(handshake(app, "/socket"))
-    await asyncio.wait_for(holds.entered.wait(), 5)
-    publish(guard, active=True, extra={"close_after": 0.05})
-    (timer,) = guard._switch.worker.orders._timers
-    await asyncio.to_thread(timer.join)
-    holds.leave.set()
-    assert (await task).messages[-1]["code"] == 1000
 
 
 async def test_a_websocket_let_in_under_maintenance_can_be_closed_later() -> None:
@@ -349,24 +335,20 @@ async def test_a_thread_of_a_cancelled_request_is_waited_for() -> None:
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
 
     @app.get("/sync/{number}")
-    def sync(request: Request, number: int) -> None:
-        # A task in the scope holds a context, and that the count.
-        request.state.waiting = waiting
+    def sync(number: int) -> None:
         begun.set()
         leave.wait(10)
 
     waiting = asyncio.ensure_future(call(app, "/sync/1"))
     await eventually(begun.is_set)
     waiting.cancel()
-    # FastAPI waits for the thread; a server that is cut off does not.
-    for _ in range(3):
-        await asyncio.sleep(0.005)
-    current, _, oldest = guard._switch.worker.counts()
-    assert current == 1
-    assert oldest is not None
-    assert oldest[0] == "GET /sync/{number}"
-    leave.set()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await guard.enable()
-    await eventually(lambda: in_flight(guard) == 0)
+    report = await guard.drain(timeout=0.05)
+    assert report.outcome == "busy"
+    (worker,) = report.workers
+    assert worker.oldest is not None
+    assert worker.oldest.route.startswith("GET /sync/{number}")
+    leave.set()
+    assert (await guard.drain(timeout=5)).drained

@@ -80,7 +80,7 @@ def inner(scope: Scope, receive: Receive, send: Send) -> Any:  # never called
     ("options", "error", "text"),
     [
         ({"guard": "memory:"}, TypeError, "must be a MaintenanceGuard, not 'memory:'"),
-        ({"guard": opened(), "name": "x"}, TypeError, "name: give options to the"),
+        ({"guard": opened(), "name": "x"}, TypeError, "name: pass options to"),
         ({"nmae": "x"}, TypeError, "nmae"),
         ({"name": "No Good"}, ValueError, "No Good"),
     ],
@@ -134,24 +134,25 @@ async def live(
 async def test_it_joins_at_the_start_and_leaves_at_the_end(tmp_path: Path) -> None:
     """A worker is known from before the application starts until it has ended."""
     store = FileStore(tmp_path / "state")
-    rows: dict[str, int] = {}
+    workers: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        rows["started"] = len((await store.roster("default")).rows)
+        workers["started"] = len(store.roster("default").workers)
         yield
-        rows["ended"] = len((await store.roster("default")).rows)
+        workers["ended"] = len(store.roster("default").workers)
 
+    guard = MaintenanceGuard(store)
     app = FastAPI(lifespan=lifespan)
-    app.add_middleware(MaintenanceModeMiddleware, store=store)
-    said = await live(app, lambda: store.worker("default").joined)
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    said = await live(app, lambda: guard._switch.worker.joined)
     # A server may end the process when it hears the last of these.
     assert [(message["type"], message["seen"]) for message in said] == [
         ("lifespan.startup.complete", True),
         ("lifespan.shutdown.complete", False),
     ]
-    assert rows == {"started": 1, "ended": 1}
-    assert (await store.roster("default")).rows == ()
+    assert workers == {"started": 1, "ended": 1}
+    assert store.roster("default").workers == ()
 
 
 async def test_it_may_live_beside_the_guard_s_own_lifespan() -> None:
@@ -170,7 +171,7 @@ class Broken:
     def __init__(self) -> None:
         self.reads = 0
 
-    async def read(self, name: str) -> MaintenanceState:
+    def read(self, name: str) -> MaintenanceState:
         """Fail.
 
         Raises:
@@ -180,7 +181,7 @@ class Broken:
         self.reads += 1
         raise StoreError(f"{name} is out of reach")
 
-    async def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # nobody does
+    def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # nobody does
 
 
 async def test_a_start_without_its_store_fails_as_servers_expect() -> None:
@@ -221,23 +222,23 @@ async def _open() -> None: ...
 class Small:
     """A store of a user's own."""
 
-    def __init__(self, *, active: bool) -> None:
-        self.state = MaintenanceState(enabled=active)
+    def __init__(self, *, enabled: bool) -> None:
+        self.state = MaintenanceState(enabled=enabled)
 
-    async def read(self, name: str) -> MaintenanceState:
+    def read(self, name: str) -> MaintenanceState:
         """Return the state."""
         return self.state
 
-    async def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # nobody does
+    def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # nobody does
 
 
-@pytest.mark.parametrize("active", [False, True])
-async def test_a_store_of_a_user_s_own_will_do(*, active: bool) -> None:
+@pytest.mark.parametrize("enabled", [False, True])
+async def test_a_store_of_a_user_s_own_will_do(*, enabled: bool) -> None:
     """A store that is read from time to time serves a door as well."""
     app, ran = FastAPI(), Ran()
-    app.add_middleware(MaintenanceModeMiddleware, store=Small(active=active))
+    app.add_middleware(MaintenanceModeMiddleware, store=Small(enabled=enabled))
     app.mount("/box", ran.box)
-    assert (await call(app, "/box/x")).status == (503 if active else 200)
+    assert (await call(app, "/box/x")).status == (503 if enabled else 200)
 
 
 async def test_doors_of_one_guard_decide_once() -> None:
@@ -487,7 +488,7 @@ class Opens(Chosen):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match, and open."""
-        publish(self.guard, active=False)
+        publish(self.guard, enabled=False)
         return super().matches(scope)
 
 
@@ -511,6 +512,7 @@ async def test_a_window_that_begins_while_a_request_enters_closes_the_door() -> 
     app.mount("/box", ran.box)
     start = datetime.now(UTC) + timedelta(hours=1)
     await guard.enable(at=start)
+    await guard._switch.join()
     later = [start, start, start, start - timedelta(seconds=1)]
     guard._switch.clock = lambda: later.pop() if len(later) > 1 else start
     assert (await call(app, "/box/x")).status == 503

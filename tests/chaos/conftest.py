@@ -20,17 +20,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def flips(request: pytest.FixtureRequest) -> int:
-    """How often to switch under load: once without an end in sight, on the long budget.
+    """How often to switch under load: many times in one test on the long budget.
 
-    Its other repetitions start the workers anew, which shows more than going on does.
+    Its other repetitions start new workers, which shows more than going on does.
     """
     first: bool = request.node.callspec.params["repetition"] == 0
-    return 200 if LONG and first else 10
+    return 400 if LONG and first else 10
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where the service lives; other users can enter it, which pytest's do not let."""
+    """Where the service lives; other users can enter it, unlike pytest's folders."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as made:
         Path(made).chmod(0o755)
         yield Path(made)

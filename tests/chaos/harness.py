@@ -235,6 +235,25 @@ class Service:
             ended.set()
             thread.join()
 
+    @contextlib.contextmanager
+    def stuttering(self, instance: Instance) -> Iterator[None]:
+        """Stop and continue a worker again and again, wherever it is at the time."""
+        ended = threading.Event()
+
+        def stutter() -> None:
+            while not ended.wait(0.15):
+                instance.signal(signal.SIGSTOP)
+                time.sleep(0.1)
+                instance.signal(signal.SIGCONT)
+
+        thread = threading.Thread(target=stutter)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
 
 class Operator:
     """Operates a service from outside, as the command line does."""
@@ -293,6 +312,7 @@ class Later:
     def __init__(self, work: Callable[[], DrainReport], operator: Operator) -> None:
         self._found: list[DrainReport] = []
         self._operator = operator
+        operator.looks.clear()
         self._thread = threading.Thread(target=lambda: self._found.append(work()))
         self._thread.start()
         until(lambda: operator.looks or not self._thread.is_alive())

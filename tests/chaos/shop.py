@@ -238,6 +238,7 @@ shop = Bracket(app)
 
 if "CHAOS_USER" in os.environ:
     # Here, with everything imported: that user may not be able to read it.
+    "shop".encode("idna")
     os.setgroups([])
     os.setgid(int(os.environ["CHAOS_USER"]))
     os.setuid(int(os.environ["CHAOS_USER"]))

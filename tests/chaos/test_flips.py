@@ -1,7 +1,8 @@
-"""Many switches under load, with workers that die meanwhile."""
+"""Many switches under load, with workers that die and stop in between."""
 
 import random
 import signal
+import threading
 
 import pytest
 
@@ -34,3 +35,39 @@ def test_flips_under_load(service: Service, operator: Operator, flips: int) -> N
             operator.off()
             assert service.instances[-1].get("/fast") == 200
     assert len(service.windows) == flips
+
+
+@pytest.mark.timeout(3600)
+def test_flips_beside_a_stopped_worker(
+    service: Service, operator: Operator, flips: int
+) -> None:
+    """A worker that stops and goes on is waited for each time, never passed over."""
+    sleeper, _ = service.start(2)
+    with service.load(8), service.stuttering(sleeper):
+        for _ in range(flips // 2):
+            report = operator.drain(20)
+            assert report.outcome == "drained", report
+            operator.off()
+    assert len(service.windows) == flips // 2
+
+
+@pytest.mark.timeout(3600)
+def test_flips_of_two_operators(
+    service: Service, operator: Operator, flips: int
+) -> None:
+    """Of two operators that drain at once, the later one is right about its own."""
+    service.start(2)
+    operator.settle(2)
+    other = Operator(service)
+    with service.load(8):
+        for _ in range(flips // 2):
+            told: list[str] = []
+            thread = threading.Thread(
+                target=lambda told=told: told.append(other.drain(20).outcome)
+            )
+            thread.start()
+            told.append(operator.drain(20).outcome)
+            thread.join()
+            assert "drained" in told
+            assert set(told) <= {"drained", "superseded"}
+            operator.off()

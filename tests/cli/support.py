@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from fastapi_maintenance import FileStore, MaintenanceState
 from fastapi_maintenance.cli.app import app
+from fastapi_maintenance.fence import Membership, WorkerReport
 from fastapi_maintenance.switch import Switch
 
 T = TypeVar("T")
@@ -61,6 +63,8 @@ def started(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A key of a developer's terminal means the tests, not what they start.
+        start_new_session=True,
     ) as process:
         try:
             yield process
@@ -79,7 +83,7 @@ def lines(result: Result) -> list[dict[str, object]]:
 
 
 def eventually(ask: Callable[[], T], message: str = "not in time") -> T:
-    """Ask again and again until the answer is true."""
+    """Ask until the answer is true."""
     deadline = time.monotonic() + PATIENCE
     while not (answer := ask()):
         assert time.monotonic() < deadline, message
@@ -89,31 +93,132 @@ def eventually(ask: Callable[[], T], message: str = "not in time") -> T:
 
 def state(folder: Path, name: str = "default") -> MaintenanceState:
     """Return what is published in a folder's store."""
-    return FileStore(folder / ".fastapi-maintenance").peek(name)
+    found = FileStore(folder / ".fastapi-maintenance").read(name)
+    return found or MaintenanceState()
+
+
+def run_dir(folder: Path, name: str = "default") -> Path:
+    """Return where the workers of a folder's store keep their reports."""
+    return folder / ".fastapi-maintenance" / "run" / name
+
+
+def change_list(folder: Path, name: str = "default", **changes: object) -> None:
+    """Change the stored list of workers, at once as a store does."""
+    path = run_dir(folder, name) / "members.json"
+    stored = Membership.model_validate_json(path.read_bytes())
+    temporary = path.with_suffix(".new")
+    temporary.write_text(stored.model_copy(update=changes).model_dump_json())
+    temporary.replace(path)
+
+
+def members(folder: Path, name: str = "default") -> frozenset[str]:
+    """Return the ids on the stored list of workers."""
+    path = run_dir(folder, name) / "members.json"
+    return Membership.model_validate_json(path.read_bytes()).members
+
+
+def silent(folder: Path, *, pid: int = 77, seconds: float = 60) -> str:
+    """Have a worker of another machine on the list that does not answer any more."""
+    worker = WorkerReport(
+        id=f"{pid}-{os.urandom(3).hex()}",
+        host="web-2",
+        pid=pid,
+        process="boot|machine|namespace|1",
+    )
+    path = run_dir(folder) / f"{worker.id}.json"
+    path.write_text(worker.model_dump_json())
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    change_list(folder, members=members(folder) | {worker.id})
+    return worker.id
+
+
+@contextlib.contextmanager
+def broken(path: Path) -> Iterator[None]:
+    """Have a link to itself in the place of a file or a directory for a block."""
+    aside = path.with_name(f"aside-{path.name}")
+    path.rename(aside)
+    while not path.is_symlink():
+        # A worker may have made it again already.
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.symlink_to(path)
+    try:
+        yield
+    finally:
+        path.unlink()
+        aside.replace(path)
 
 
 class Member:
     """A worker of a store in this process, with work in flight."""
 
     def __init__(self, folder: Path, name: str = "default") -> None:
-        self.switch = Switch(FileStore(folder / ".fastapi-maintenance"), name)
-        self.switch.worker.enter()
+        self.folder = folder
+        self.store = FileStore(folder / ".fastapi-maintenance")
+        self.switch = Switch(self.store, name)
+        self.enter()
+
+    def enter(self) -> None:
+        """Join, with a list of workers that has stood for long enough."""
+        self.switch._kept.enter()
+        change_list(self.folder, self.switch.name, made=time.time() - 200)
 
     @contextlib.contextmanager
     def busy(self, label: str = "GET /slow") -> Iterator[None]:
         """Have one request in flight for the time of the block."""
         admission = self.switch.worker.admit(label)
+        assert admission is not None
         try:
             yield
         finally:
             admission.release()
 
+    def put(self, state: MaintenanceState) -> None:
+        """Publish a state as it is."""
+        anyio.run(self.switch.publish, lambda _: state)
+
     def hold(self, *holders: str) -> None:
         """Have maintenance on, held by others."""
-        held = MaintenanceState(active=True, begun=True, holders=holders)
-        publish = self.switch.source.publish
-        anyio.run(publish, self.switch.name, lambda _: held)
+        self.put(MaintenanceState(enabled=True, holders=holders))
 
     def leave(self) -> None:
         """Leave the store."""
-        self.switch.worker.leave()
+        self.switch._kept.leave()
+
+
+def _no_worker(folder: Path, member: Member) -> tuple[int, str]:
+    member.leave()
+    return 13, (
+        "no worker has joined; start the service, or add --workers 0 if it is stopped"
+    )
+
+
+def _silent_worker(folder: Path, member: Member) -> tuple[int, str]:
+    worker = silent(folder)
+    return 11, f"if it is: fastapi-maintenance forget {worker}"
+
+
+def _incomplete(folder: Path, member: Member) -> tuple[int, str]:
+    change_list(folder, complete=False)
+    return 11, "--workers 1 if all of them have joined"
+
+
+def _uncounted(folder: Path, member: Member) -> tuple[int, str]:
+    member.switch.worker.mark_uncounted("it is only a test")
+    eventually(lambda: member.store.roster("default").workers[0].uncounted)
+    return 15, "some workers cannot be counted; see their logs for the reason"
+
+
+Obstacle = Callable[[Path, Member], tuple[int, str]]
+
+OBSTACLES: dict[str, Obstacle] = {
+    "no worker": _no_worker,
+    "a silent worker": _silent_worker,
+    "a list that was lost": _incomplete,
+    "a worker that cannot be counted": _uncounted,
+}
+"""What no wait can end well with: how it is made, its exit code, and the remedy."""

@@ -1,20 +1,33 @@
 """The program itself: how it starts, what it needs, and what it leaves alone."""
 
+import os
 import signal
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import pytest
 import typer
+from pydantic import ValidationError
 
+from fastapi_maintenance import MaintenanceState
+from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.cli import main
 from fastapi_maintenance.cli.errors import OneLineErrors
-from fastapi_maintenance.cli.signals import InterruptedBySignalError, Signals
-from tests.cli.support import ENVIRONMENT, PATIENCE, call, invoke
+from fastapi_maintenance.cli.exits import ExitCode
+from fastapi_maintenance.cli.options import _in_options
+from fastapi_maintenance.cli.signals import (
+    InterruptedBySignalError,
+    Signals,
+    _reaches_both,
+)
+from fastapi_maintenance.fence import Outcome
+from tests.cli.support import ENVIRONMENT, PATIENCE, Member, call, invoke, lines
+
+COMMANDS = "on", "off", "wait", "status", "run", "forget", "routes", "schema"
 
 
 def python(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -31,7 +44,7 @@ def python(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_package_never_loads_the_command_line(folder: Path) -> None:
-    """A service pays nothing for commands that it does not give."""
+    """A service does not load what only commands need."""
     result = python(
         "import sys, fastapi_maintenance\n"
         "wrong = {'typer', 'rich', 'redis', 'fastapi_maintenance.cli'}\n"
@@ -69,7 +82,7 @@ def test_main_ends_the_process_with_the_code(
 
 
 def test_a_fault_of_ours_is_not_hidden() -> None:
-    """What nobody foresaw is shown as it is, with its traceback."""
+    """What was not foreseen is shown as it is, with its traceback."""
     app = typer.Typer(cls=OneLineErrors)
 
     @app.command()
@@ -91,7 +104,7 @@ def test_the_module_is_a_program(folder: Path) -> None:
     result = call(cwd=folder)
     assert result.returncode == 0
     assert result.stdout.startswith("Usage: fastapi-maintenance [OPTIONS] COMMAND")
-    for command in ("on", "off", "wait", "status", "run", "forget", "routes"):
+    for command in COMMANDS:
         assert f"\n  {command} " in result.stdout
 
 
@@ -118,24 +131,180 @@ def test_mistakes_point_to_the_help(words: tuple[str, ...]) -> None:
     assert "--help`" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "command", ["", "on", "off", "wait", "status", "run", "forget", "routes"]
-)
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_help_fits_into_80_columns(command: str) -> None:
-    """Nobody has to widen a terminal to learn an option."""
+    """A terminal of the common width shows every option whole."""
     result = invoke(*filter(None, (command, "--help")))
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_signals_that_were_held_back_end_with_the_block() -> None:
-    """What comes while a command is leaving does not strike afterwards."""
+def test_commands_start_without_fastapi(folder: Path) -> None:
+    """Switching and helps load neither FastAPI nor a client of a database."""
+    result = python(
+        "import sys\n"
+        "from fastapi_maintenance.cli import main\n"
+        "for words in (['on', '--init'], ['run', '--help'], ['routes', '--help']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as ended: assert ended.code == 0, ended\n"
+        "wrong = {'fastapi', 'starlette', 'redis', 'sqlalchemy'}\n"
+        "print(sorted(wrong & set(sys.modules)))",
+        folder,
+    )
+    assert result.stdout.endswith("\n[]\n"), result.stderr
+
+
+LACKING = """
+import os, signal, sys
+
+lost = {
+    signal: "SIGHUP SIGCHLD SIGTSTP pthread_sigmask sigtimedwait sigwait sigwaitinfo",
+    os: "geteuid getuid getpgid getpgrp tcgetpgrp setsid posix_spawn fork uname",
+}
+for module, names in lost.items():
+    for name in names.split():
+        delattr(module, name)
+sys.modules["pwd"] = None
+from fastapi_maintenance.cli import main
+from fastapi_maintenance.stores import file
+from fastapi_maintenance import processes
+
+file.fcntl = None
+from tests.cli.support import Member
+from pathlib import Path
+
+member = Member(Path("."))
+for words, code in (
+    (["--help"], 0),
+    (["on"], 0),
+    (["status"], 0),
+    (["wait"], 0),
+    (["off"], 0),
+    (["run", sys.executable, "-c", "raise SystemExit(3)"], 3),
+    (["off"], 0),
+    (["run", sys.executable, "-c", "pass"], 0),
+):
+    try:
+        main(words)
+    except SystemExit as ended:
+        assert ended.code == code, (words, ended.code)
+print("all of them")
+"""
+
+
+def test_commands_need_nothing_that_other_systems_lack(folder: Path) -> None:
+    """Without HUP, process groups, signal masks, users and fork, commands work."""
+    result = python(LACKING, folder)
+    assert result.stdout.endswith("\nall of them\n"), result.stderr
+    assert "Drained after" in result.stdout
+    assert "The command succeeded; maintenance is off." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_signals_are_noted_and_strike_later() -> None:
+    """What comes in the block is kept for it, and what was set before comes back."""
+    before = [signal.getsignal(number) for number in (2, 15, signal.SIGCHLD)]
     with Signals() as signals:
-        signal.raise_signal(signal.SIGTERM)
-        assert signals.poll() == signal.SIGTERM
-        assert signals.poll() is None
         signals.check()
+        signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(InterruptedBySignalError, match="interrupted by SIGINT"):
+        assert signals.received == [signal.SIGTERM, signal.SIGINT]
+        with pytest.raises(InterruptedBySignalError, match="interrupted by SIGTERM"):
             signals.check()
-        signal.raise_signal(signal.SIGHUP)
+    assert [signal.getsignal(number) for number in (2, 15, signal.SIGCHLD)] == before
+
+
+def test_a_handler_that_python_does_not_know_becomes_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A handler that a library has installed in C cannot be put back."""
+    signals = Signals()
+    with signals:
+        signals._before[signal.SIGTERM] = None
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_on_windows_a_console_reaches_the_command_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C goes to all processes of a console; TERM ends the command there."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert _reaches_both(signal.SIGINT, 1)
+    assert not _reaches_both(signal.SIGTERM, 1)
+
+
+def test_a_command_that_has_gone_is_not_asked_for_its_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a terminal, or a process, a signal is passed on."""
+    assert not _reaches_both(signal.SIGTERM, 1)
+    monkeypatch.setattr(os, "open", Mock(side_effect=OSError))
+    assert not _reaches_both(signal.SIGINT, 1)
+    read, _ = pipe = os.pipe()
+    monkeypatch.setattr(os, "open", Mock(return_value=read))
+    assert not _reaches_both(signal.SIGINT, 1)
+    os.close(pipe[1])
+
+
+SQL = {
+    "no store": ((), "only an SQL store has tables; name it, such as --store postgre"),
+    "a directory": (("--store", "file:x"), "only an SQL store has tables"),
+}
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("words", "text"), SQL.values(), ids=list(SQL))
+def test_other_stores_have_no_tables(words: tuple[str, ...], text: str) -> None:
+    """``schema`` of another kind of store is a mistake: exit code 2."""
+    result = invoke("schema", *words)
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
+def test_a_schema_is_shown_without_a_connection() -> None:
+    """``schema`` writes SQL, or one line of JSON that has it."""
+    url = "postgresql+psycopg://user:secret@nowhere/shop"
+    result = invoke("schema", "--store", url)
+    assert result.exit_code == 0
+    assert "CREATE TABLE" in result.stdout
+    assert "secret" not in result.stdout
+    (line,) = lines(invoke("schema", "--store", url, "--json"))
+    assert "CREATE TABLE" in str(line["sql"])
+
+
+def test_every_outcome_has_a_code() -> None:
+    """Each outcome of a drain ends a command with its own code."""
+    codes = {outcome: ExitCode.of(outcome) for outcome in get_args(Outcome)}
+    assert len(set(codes.values())) == len(codes)
+    assert ExitCode.of_signal(15) == 143
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"message": "\n"}, "--message must have 1 to 2000 characters"),
+        ({"retry_after": -1}, "--retry-after must be 0 to"),
+        ({"read_only": 3}, "--read-only: Input should be a valid boolean"),
+    ],
+)
+def test_what_a_model_refuses_is_told_of_the_option(
+    values: dict[str, Any], text: str
+) -> None:
+    """The words of Pydantic are turned into those of the command line."""
+    with pytest.raises(ValidationError) as error:
+        EnableOptions(**values)
+    assert _in_options(error.value).startswith(text)
+
+
+def test_a_state_that_cannot_be_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, member: Member
+) -> None:
+    """What only the whole state refuses is told in one line, too."""
+
+    def refuse(*_: object, **__: object) -> None:
+        MaintenanceState(enabled=True, auto_off=True)
+
+    monkeypatch.setattr(member.switch.__class__, "enable", refuse)
+    result = invoke("on")
+    assert result.exit_code == 2
+    assert result.stderr == ("error: auto_off needs an end: give until as well\n")

@@ -38,14 +38,14 @@ app.mount("/static", StaticFiles(directory="."))
 @pytest.fixture(autouse=True)
 def imports(folder: Path) -> Iterator[None]:
     """Leave no module and no path of a test behind."""
-    path, modules = list(sys.path), set(sys.modules)
+    path = list(sys.path)
     (folder / "shop.py").write_text(SHOP)
     (folder / "broken.py").write_text("raise RuntimeError('no\\nsettings')")
     (folder / "leaving.py").write_text("raise SystemExit(3)")
     yield
     sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for name in ("shop", "broken", "leaving"):
+        sys.modules.pop(name, None)
 
 
 def test_routes_shows_what_is_covered() -> None:
@@ -98,8 +98,8 @@ def test_routes_finds_modules_of_the_working_directory(folder: Path) -> None:
         ("broken:app", "cannot import 'broken': RuntimeError: no settings"),
         ("leaving:app", "cannot import 'leaving': SystemExit: 3"),
         ("shop:SHOP", "has no 'SHOP'"),
-        ("shop:__name__", "'shop:__name__' is no application but str"),
-        ("shop:Holder", "'shop:Holder' is no application but type"),
+        ("shop:__name__", "'shop:__name__' is not an application but str"),
+        ("shop:Holder", "'shop:Holder' is not an application but type"),
         ("..shop:app", "cannot import '..shop'"),
     ],
 )

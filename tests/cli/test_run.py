@@ -3,36 +3,53 @@
 import json
 import signal
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import pytest
 
-from fastapi_maintenance.orders import Order
+from fastapi_maintenance import FileStore
+from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.state import OPERATOR
 from tests.cli.support import (
+    OBSTACLES,
     PATIENCE,
     Member,
+    broken,
     call,
+    change_list,
     eventually,
     invoke,
     program,
+    run_dir,
     started,
     state,
 )
 
 STUBBORN = """
-import pathlib, signal, sys
+import pathlib, signal, time
 heard = []
-signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, _: heard.append(signal.Signals(number).name))
 pathlib.Path("ready").touch()
-found = signal.sigwaitinfo(signals)
-while found is not None:
-    heard.append(signal.Signals(found.si_signo).name)
-    found = signal.sigtimedwait(signals, 0.3)
+while len(heard) < 3:
+    time.sleep(0.02)
+time.sleep(0.3)
 pathlib.Path("heard").write_text(" ".join(heard))
+"""
+
+
+WORKER = """
+import time
+from pathlib import Path
+from fastapi_maintenance import FileStore
+from fastapi_maintenance.switch import Switch
+
+switch = Switch(FileStore(".fastapi-maintenance"), "default")
+switch.join_now()
+time.sleep(60)
 """
 
 
@@ -57,10 +74,10 @@ def test_a_command_that_succeeds_runs_under_maintenance_and_opens(
     result = call("run", "--message", "x", "--", "cat", str(store), cwd=folder)
     assert result.returncode == 0
     within = json.loads(result.stdout)
-    assert within["active"] is True
-    assert within["begun"] is True
+    assert within["enabled"] is True
+    assert within["starts_at"] is None
     assert within["message"] == "x"
-    assert not state(folder).active
+    assert not state(folder).enabled
     assert "The command succeeded; maintenance is off." in result.stderr
 
 
@@ -81,7 +98,6 @@ def test_a_command_that_fails_leaves_it_on(
     assert invoke("off").exit_code == 0
 
 
-@pytest.mark.usefixtures("folder")
 @pytest.mark.usefixtures("member")
 def test_a_real_time_signal_has_a_number() -> None:
     """A signal without a name ends like every other one."""
@@ -100,7 +116,7 @@ def test_run_as_json_keeps_standard_output_for_the_command(folder: Path) -> None
     assert [event["event"] for event in events] == ["published", "result", "end"]
     assert len(events[0]["bypass_token"]) == 43
     assert events[-1]["command_exit"] == 0
-    assert events[-1]["active"] is False
+    assert events[-1]["enabled"] is False
 
 
 @pytest.mark.usefixtures("member")
@@ -127,7 +143,7 @@ def test_a_command_that_cannot_start_puts_everything_back(folder: Path) -> None:
     assert result.exit_code == 125
     assert f"cannot start {path}: " in result.stderr
     assert "the state is what it was before: off" in result.stderr
-    assert not state(folder).active
+    assert not state(folder).enabled
 
 
 def test_not_drained_starts_nothing_and_goes_back(folder: Path, member: Member) -> None:
@@ -136,9 +152,9 @@ def test_not_drained_starts_nothing_and_goes_back(folder: Path, member: Member) 
     with member.busy():
         result = call(*words, cwd=folder)
         assert result.returncode == 125
-        assert "(busy)" in result.stderr
+        assert "(busy): still running on" in result.stderr
         assert "the command was not started; the state is what it was" in result.stderr
-        assert not state(folder).active
+        assert not state(folder).enabled
         invoke("on", "--message", "first", "--read-only")
         result = call(*words, cwd=folder)
         assert result.returncode == 125
@@ -179,20 +195,20 @@ def test_overlapping_runs_each_hold_it(folder: Path) -> None:
     with started(
         program("run", "sh", "-c", "while ! test -e go; do sleep 0.02; done"), folder
     ) as process:
-        eventually(lambda: state(folder).active and len(state(folder).holders) == 1)
+        eventually(lambda: state(folder).enabled and len(state(folder).holders) == 1)
         assert call("run", "true", cwd=folder).returncode == 0
         assert on_now(folder)
         assert invoke("off").exit_code == 2
         (folder / "go").touch()
         assert process.wait(PATIENCE) == 0
-    assert not state(folder).active
+    assert not state(folder).enabled
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_command_starts_leaves_it_on(
     folder: Path, member: Member, number: signal.Signals
 ) -> None:
-    """Whoever interrupts the wait does not open, and starts nothing."""
+    """To interrupt the wait opens nothing, and starts nothing."""
     words = program("run", "--json", "touch", "ran")
     with member.busy(), started(words, folder) as process:
         assert process.stderr is not None
@@ -245,12 +261,12 @@ def test_what_is_ignored_from_the_start_stays_ignored(folder: Path) -> None:
         process.send_signal(signal.SIGHUP)
         (folder / "go").touch()
         assert process.wait(PATIENCE) == 0
-    assert not state(folder).active
+    assert not state(folder).enabled
 
 
 @pytest.mark.usefixtures("member")
 def test_killed_in_the_middle_it_is_held_until_forced(folder: Path) -> None:
-    """KILL leaves the hold; nobody opens under the orphaned command by accident."""
+    """KILL leaves the hold, so that `off` does not open under the orphaned command."""
     words = program("run", "sh", "-c", "touch ready; exec sleep 1")
     with started(words, folder) as process:
         eventually((folder / "ready").exists)
@@ -267,7 +283,8 @@ def test_a_hold_that_was_taken_away_is_told(folder: Path, member: Member) -> Non
     with started(program("run", "sh", "-c", text), folder) as process:
         eventually((folder / "ready").exists)
         assert invoke("off", "--force").exit_code == 0
-        anyio.run(member.switch.enable, Order(message="other", actor="another"))
+        other = EnableOptions(message="other", actor="another")
+        anyio.run(member.switch.enable, other)
         epoch = state(folder).epoch
         (folder / "go").touch()
         _, errors = process.communicate(timeout=PATIENCE)
@@ -276,15 +293,14 @@ def test_a_hold_that_was_taken_away_is_told(folder: Path, member: Member) -> Non
     assert state(folder).epoch == epoch
 
 
-@pytest.mark.usefixtures("member")
 @pytest.mark.parametrize(("ending", "code"), [("true", 125), ("exit 3", 3)])
-def test_a_store_that_breaks_meanwhile_stays_on(
+def test_a_store_that_breaks_under_the_command_stays_on(
     folder: Path, ending: str, code: int
 ) -> None:
     """A success that cannot open is 125, never 0; a failure keeps its own code."""
     path = folder / ".fastapi-maintenance" / "default.json"
     text = f"rm {path}; mkdir {path}; {ending}"
-    result = invoke("run", "sh", "-c", text)
+    result = invoke("run", "--init", "--workers", "0", "sh", "-c", text)
     assert result.exit_code == code
     assert "maintenance stays on and held" in result.stderr
     assert "off --force" in result.stderr
@@ -296,14 +312,12 @@ def test_a_store_that_breaks_before_the_command_is_told(
 ) -> None:
     """Nothing is started, and the line says that the hold is still there."""
     words = program("run", "--json", "touch", "ran")
-    broken = folder / ".fastapi-maintenance" / "run" / "default.epoch"
+    path = folder / ".fastapi-maintenance" / "default.json"
     with member.busy(), started(words, folder) as process:
         assert process.stderr is not None
         process.stderr.readline()
-        broken.unlink()
-        broken.mkdir()
-        _, errors = process.communicate(timeout=PATIENCE)
-        broken.rmdir()
+        with broken(path), broken(run_dir(folder).parent):
+            _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 125
     assert "maintenance stays on and held" in errors
     assert not (folder / "ran").exists()
@@ -312,9 +326,10 @@ def test_a_store_that_breaks_before_the_command_is_told(
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (("--at", "2030-01-01T00:00Z", "true"), 2, "--at and --auto-off"),
-        (("--auto-off", "--for", "5m", "true"), 2, "--at and --auto-off"),
-        (("--stay", "--rollback", "true"), 2, "--stay and --rollback"),
+        (("--at", "2030-01-01T00:00Z", "true"), 2, "No such option: --at"),
+        (("--auto-off", "--for", "5m", "true"), 2, "No such option: --auto-off"),
+        (("--rollback", "true"), 2, "No such option: --rollback"),
+        (("--until", "2020-01-01T00:00Z", "true"), 2, "has passed"),
         (("--timeout", "-1", "true"), 2, "not a duration"),
         ((), 2, "COMMAND"),
         (("true",), 125, "no store at"),
@@ -336,7 +351,7 @@ def test_a_window_that_opens_by_the_clock_is_no_place_to_run(folder: Path) -> No
     """Under ``--auto-off`` a migration could see traffic: 125, nothing changed."""
     invoke("on", "--for", "5m", "--auto-off")
     before = state(folder)
-    result = invoke("run", "--wait", "touch", "ran")
+    result = invoke("run", "touch", "ran")
     assert result.exit_code == 125
     assert "auto_off" in result.stderr
     assert state(folder) == before
@@ -352,3 +367,70 @@ def test_init_is_for_run_too(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert "no worker has joined" in result.stderr
     assert (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_cannot_end_well_is_refused_before_anything_changes(
+    folder: Path, member: Member, obstacle: str
+) -> None:
+    """Exit code 125 at once, with the command to use; nothing was published."""
+    _, text = OBSTACLES[obstacle](folder, member)
+    result = invoke("run", "touch", "ran")
+    assert result.exit_code == 125
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith(f"{text}; nothing has changed\n")
+    assert result.stdout == ""
+    assert state(folder).epoch == 0
+    assert not (folder / "ran").exists()
+
+
+def test_a_service_that_is_stopped_needs_no_wait(folder: Path, member: Member) -> None:
+    """``--workers 0`` runs the command when no worker has joined."""
+    member.leave()
+    assert invoke("run", "--workers", "0", "touch", "ran").exit_code == 0
+    assert (folder / "ran").exists()
+    assert not state(folder).enabled
+
+
+def test_more_workers_are_waited_for(folder: Path, member: Member) -> None:
+    """``--workers 2`` waits for a second one, which may join at any time."""
+    words = program("run", "--workers", "2", "--timeout", "20", "touch", "ran")
+    with started(words, folder) as process:
+        eventually(lambda: state(folder).enabled)
+        assert process.poll() is None
+        assert not (folder / "ran").exists()
+        with started([sys.executable, "-c", WORKER], folder):
+            process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert (folder / "ran").exists()
+
+
+def test_a_young_list_of_workers_is_waited_for(folder: Path, member: Member) -> None:
+    """A roster is given three seconds, and is no reason to refuse."""
+    change_list(folder, made=time.time())
+    assert invoke("run", "touch", "ran").exit_code == 0
+    assert (folder / "ran").exists()
+
+
+def test_an_interrupted_look_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal before the publication ends it, and says that nothing has changed."""
+    (folder / ".fastapi-maintenance").mkdir()
+
+    def read(self: FileStore, name: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(FileStore, "read", read)
+    result = invoke("run", "--workers", "0", "touch", "ran")
+    assert result.exit_code == 143
+    assert result.stderr == "error: interrupted by SIGTERM; nothing has changed\n"
+    assert not (folder / "ran").exists()
+
+
+def test_a_variable_cannot_be_run_under(folder: Path) -> None:
+    """An environment store is set when a service starts: 125, nothing runs."""
+    result = invoke("run", "--store", "env:SHOP_CLOSED", "touch", "ran")
+    assert result.exit_code == 125
+    assert "environment variable SHOP_CLOSED" in result.stderr
+    assert not (folder / "ran").exists()

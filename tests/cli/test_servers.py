@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import ENVIRONMENT, PATIENCE, call, eventually, program, started
+from tests.cli.support import (
+    ENVIRONMENT,
+    PATIENCE,
+    call,
+    eventually,
+    program,
+    run_dir,
+    started,
+)
 
 pytestmark = pytest.mark.servers
 
@@ -54,8 +62,8 @@ def shop(folder: Path) -> Iterator[str]:
         env=ENVIRONMENT | {"PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}:{folder}"},
     ) as server:
         try:
-            slots = folder / ".fastapi-maintenance" / "run"
-            eventually(lambda: len(list(slots.glob("*.slot"))) == 2)
+            reports = run_dir(folder)
+            eventually(lambda: len(list(reports.glob("*.lock"))) == 2)
             eventually(lambda: answers(f"http://127.0.0.1:{port}/health"))
             yield f"http://127.0.0.1:{port}"
         finally:

@@ -1,4 +1,4 @@
-"""``status``: where in its life the state is, and who is there."""
+"""``status``: where in its life the state is, and what the workers are doing."""
 
 import json
 import signal
@@ -9,35 +9,46 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fastapi_maintenance import MaintenanceState
-from fastapi_maintenance.cli.phases import headline
-from fastapi_maintenance.orders import Order
-from fastapi_maintenance.state import phase
-from tests.cli.support import PATIENCE, Member, call, invoke, lines, program, started
+from fastapi_maintenance import FileStore, MaintenanceState
+from fastapi_maintenance.changes import EnableOptions
+from fastapi_maintenance.cli.facts import View
+from fastapi_maintenance.cli.workers import roster_summary, worker_status
+from fastapi_maintenance.fence import Roster, WorkerReport
+from tests.cli.support import (
+    PATIENCE,
+    Member,
+    broken,
+    call,
+    change_list,
+    eventually,
+    invoke,
+    lines,
+    program,
+    run_dir,
+    silent,
+    started,
+)
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
+ON = MaintenanceState(enabled=True, epoch=5, tag="t", since=NOW)
 
 PHASES = {
     "off": (MaintenanceState(), "Maintenance is off.", 0),
     "scheduled": (
-        MaintenanceState(active=True, since=NOW + HOUR),
+        MaintenanceState(enabled=True, starts_at=NOW + HOUR),
         "Maintenance is scheduled",
         0,
     ),
-    "in force": (
-        MaintenanceState(active=True, begun=True, since=NOW),
-        "Maintenance is on.",
-        3,
-    ),
-    "ending": (
-        MaintenanceState(active=True, since=NOW - 2 * HOUR, until=NOW - HOUR),
-        "Maintenance is on; its announced end has passed",
+    "in force": (ON, "Maintenance is on.", 3),
+    "overdue": (
+        MaintenanceState(enabled=True, since=NOW - 2 * HOUR, until=NOW - HOUR),
+        "Maintenance is on; its expected end has passed",
         3,
     ),
     "ended": (
         MaintenanceState(
-            active=True, since=NOW - 2 * HOUR, until=NOW - HOUR, auto_off=True
+            enabled=True, since=NOW - 2 * HOUR, until=NOW - HOUR, auto_off=True
         ),
         "Maintenance has ended by its clock",
         0,
@@ -45,16 +56,11 @@ PHASES = {
 }
 
 
-def put(member: Member, state: MaintenanceState) -> None:
-    """Publish a state as it is."""
-    anyio.run(member.switch.source.publish, "default", lambda _: state)
-
-
 @pytest.mark.parametrize("name", PHASES)
 def test_status_knows_the_phases_of_a_state(member: Member, name: str) -> None:
-    """Off, scheduled, in force, ending and ended; ``--check`` is 3 while in force."""
+    """Off, scheduled, in force, overdue and ended; ``--check`` is 3 while in force."""
     state, text, code = PHASES[name]
-    put(member, state)
+    member.put(state)
     result = invoke("status")
     assert result.exit_code == 0
     assert result.stdout.startswith(text)
@@ -65,69 +71,127 @@ def test_status_knows_the_phases_of_a_state(member: Member, name: str) -> None:
     assert invoke("status", "--check").exit_code == code
 
 
-def test_a_phase_does_not_change_by_itself_while_it_waits_for_a_person() -> None:
-    """A published state is in force on no clock, and ending only after its end."""
-    state = MaintenanceState(
-        active=True, begun=True, since=NOW + HOUR, until=NOW + 2 * HOUR
-    )
-    assert phase(state, NOW) == "in force"
-    assert phase(state, NOW + 2 * HOUR) == "ending"
-    read_only = state.but(read_only=True)
-    assert headline(read_only, NOW) == "Maintenance is on, reads continue (read-only)."
-
-
 def test_status_shows_everything_that_was_set(member: Member) -> None:
-    """Since, until, message, actor, holders, read-only and bypass have their lines."""
-    put(
-        member,
+    """Each fact has its line; a field without words of its own has its name."""
+    member.put(
         MaintenanceState(
-            active=True,
-            begun=True,
+            enabled=True,
             since=NOW - HOUR,
             until=NOW + 2 * HOUR,
             message="Back soon",
             actor="ann@host/1",
             holders=("deploy#1", "operator"),
             read_only=True,
+            retry_after=30,
             bypass="sha256:0123",
-        ),
+        )
     )
     shown = invoke("status").stdout
+    assert shown.startswith("Maintenance is on, reads continue (read-only).\n")
     assert "ago" in shown.split("since")[1].splitlines()[0]
     for text in (
+        ", expected; stays on until `off`\n",
         "  message    Back soon\n",
         "  by         ann@host/1\n",
         "  held by    deploy#1, operator\n",
         "  read-only  yes: GET, HEAD and OPTIONS pass\n",
         "  bypass     yes: a token is set\n",
         "  workers    1 worker on 1 machine\n",
+        "  retry-after 30\n",
     ):
         assert text in shown
+    assert "close-after" not in shown
     assert "0123" not in shown
 
 
 def test_a_state_of_a_newer_release_is_told(folder: Path, member: Member) -> None:
     """What cannot be understood refuses everything, and the version is the reason."""
-    put(member, MaintenanceState())
+    member.put(MaintenanceState())
     path = folder / ".fastapi-maintenance" / "default.json"
-    path.write_text(json.dumps({"version": 9, "active": True, "epoch": 5}))
+    document = {"version": 9, "enabled": True, "epoch": 2**52, "bypass": "sha256:0"}
+    path.write_text(json.dumps(document))
     shown = invoke("status").stdout
     assert "Maintenance is on." in shown
     assert "  version    9, of a newer release: everything is refused\n" in shown
+    (line,) = lines(invoke("status", "--json"))
+    assert isinstance(line["state"], dict)
+    assert line["state"]["bypass"] is True
+
+
+def report(**fields: object) -> WorkerReport:
+    """Return the report of a worker that has adopted the state."""
+    known = {"id": "1-a", "host": "web", "pid": 1, "seen": 5, "tag": "t"}
+    return WorkerReport.model_validate(known | fields)
+
+
+@pytest.mark.parametrize(
+    ("worker", "state", "text"),
+    [
+        (report(current=2), ON.replace(enabled=False), "serving"),
+        (report(seen=4), ON.replace(enabled=False), "not acknowledged"),
+        (report(), ON.replace(since=None, starts_at=NOW + HOUR), "serving"),
+        (report(), ON.replace(since=None, starts_at=NOW - HOUR), "refusing"),
+        (report(seen=4), ON.replace(auto_off=True, until=NOW + HOUR), "not ack"),
+        (report(seen=4, current=2), ON, "draining (2 left)"),
+        (report(seen=4), ON, "draining (0 left)"),
+        (report(old=1, current=7), ON, "draining (1 left)"),
+        (report(current=7), ON, "drained"),
+        (report(seen=6, tag="other"), ON, "drained"),
+        (report(uncounted=1), ON, "cannot be counted"),
+        (report(old=1, liveness="silent", age=12), ON, "no answer for 12 s"),
+        (report(liveness="silent", age=12), ON, "drained, no answer for 12 s"),
+    ],
+)
+def test_a_worker_is_described_in_a_few_words(
+    worker: WorkerReport, state: MaintenanceState, text: str
+) -> None:
+    """Serving, draining, drained or without an answer; never drained by a clock."""
+    assert worker_status(worker, state, NOW).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("roster", "text"),
+    [
+        (Roster(complete=False), None),
+        (Roster(generation="g", age=200), "complete for 3 min 20 s"),
+        (Roster(generation="g", age=1), "new: complete if no other worker reports"),
+        (
+            Roster(generation="g", complete=False, workers=(report(), report())),
+            "not complete: the store has lost data; wait with --workers 2 if these are",
+        ),
+    ],
+)
+def test_a_roster_says_since_when_it_is_complete_or_why_not(
+    roster: Roster, text: str | None
+) -> None:
+    """An operator sees before a wait whether the list of workers can be trusted."""
+    assert (roster_summary(roster) or "None").startswith(str(text))
 
 
 def test_status_lists_workers_with_their_oldest_request(member: Member) -> None:
     """Host, pid, requests in flight and the oldest one stand in one line."""
+    member.put(ON)
     with member.busy("GET /slow/{item}"):
+        member.put(ON)
+        eventually(lambda: "draining" in invoke("status").stdout)
         shown = invoke("status").stdout
+        (line,) = lines(invoke("status", "--json"))
+    assert "  roster     complete for 3 min 2" in shown
     head, row = shown.splitlines()[-2:]
-    assert head.split() == ["HOST", "PID", "IN", "FLIGHT", "STATE", "OLDEST", "REQUEST"]
-    assert row.split()[2:5] == ["1", "up", "to"]
+    assert head.split() == [
+        *("HOST", "PID", "IN", "FLIGHT", "STATUS", "OLDEST", "REQUEST")
+    ]
+    assert row.split()[2:6] == ["1", "draining", "(1", "left)"]
+    assert row.endswith("s  GET /slow/{item}")
+    (worker,) = line["workers"] if isinstance(line["workers"], list) else []
+    assert worker["status"] == "draining (1 left)"
+    assert worker["older"] == 1
+    assert worker["oldest"]["route"] == "GET /slow/{item}"
 
 
 def test_a_corrupt_state_is_one_line(folder: Path, member: Member) -> None:
-    """Exit code 14, the path, and the commands that write it anew."""
-    put(member, MaintenanceState())
+    """Exit code 14, the path, and the commands that repair it."""
+    member.leave()
     path = folder / ".fastapi-maintenance" / "default.json"
     path.write_text("{")
     for words in (("status",), ("status", "--check"), ("status", "--watch")):
@@ -139,25 +203,35 @@ def test_a_corrupt_state_is_one_line(folder: Path, member: Member) -> None:
     assert invoke("status").exit_code == 0
 
 
-def test_workers_that_cannot_be_read_are_not_taken_for_none(
-    folder: Path, member: Member
-) -> None:
+@pytest.mark.usefixtures("member")
+def test_workers_that_cannot_be_read_are_not_taken_for_none(folder: Path) -> None:
     """The state is shown, the workers are not known, and the exit code is 14."""
-    put(member, PHASES["in force"][0])
-    epoch = folder / ".fastapi-maintenance" / "run" / "default.epoch"
-    saved = epoch.read_bytes()
-    epoch.unlink()
-    epoch.mkdir()
-    result = call("status", cwd=folder)
-    assert result.returncode == 14
-    assert "  workers    not known\n" in result.stdout
-    assert "warning: the workers are not known: " in result.stderr
+    invoke("on")
+    with broken(run_dir(folder).parent):
+        result = invoke("status")
+        assert result.exit_code == 14
+        assert "  workers    not known\n" in result.stdout
+        assert "warning: the workers are not known: " in result.stderr
+        assert "no worker has joined" not in result.stderr
+        result = invoke("status", "--check", "--json")
+        assert result.exit_code == 3
+        assert json.loads(result.stdout)["workers"] is None
+
+
+@pytest.mark.usefixtures("member")
+def test_a_service_that_could_not_join_is_told_apart(folder: Path) -> None:
+    """A worker that runs without having joined is not taken for one that is stopped."""
+    result = invoke("status", "--name", "other")
+    assert "no worker has joined 'other'" in result.stderr
+    assert "FastAPI(lifespan=guard.lifespan)" in result.stderr
+    store = FileStore(folder / ".fastapi-maintenance")
+    store._mark_uncounted("other", "1-a")
+    result = invoke("status", "--name", "other")
+    assert "at least one is running that cannot be counted" in result.stdout
+    assert "a service uses 'other' in" in result.stderr
+    assert "its log says why" in result.stderr
     assert "no worker has joined" not in result.stderr
-    result = call("status", "--check", "--json", cwd=folder)
-    assert result.returncode == 3
-    assert json.loads(result.stdout)["workers"] is None
-    epoch.rmdir()
-    epoch.write_bytes(saved)
+    store._unmark_uncounted("other", "1-a")
 
 
 def test_status_of_a_variable_is_this_shell_s(
@@ -169,6 +243,7 @@ def test_status_of_a_variable_is_this_shell_s(
     assert result.exit_code == 3
     assert "environment variable SHOP_CLOSED" in result.stdout
     assert "workers" not in result.stdout
+    assert "roster" not in result.stdout
     assert result.stderr == ""
     assert list(folder.iterdir()) == []
 
@@ -182,12 +257,13 @@ def test_status_is_watched_until_a_signal(folder: Path, member: Member) -> None:
         began = time.monotonic()
         again = json.loads(process.stdout.readline())
         assert time.monotonic() - began > 3
-        anyio.run(member.switch.enable, Order(message="x"))
+        anyio.run(member.switch.enable, EnableOptions(message="x"))
         changed = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)
-    assert first == again
-    assert (again["phase"], changed["phase"]) == ("off", "in force")
+    assert [first["phase"], again["phase"], changed["phase"]] == [
+        *("off", "off", "in force")
+    ]
     assert (process.returncode, errors) == (0, "")
 
 
@@ -203,6 +279,29 @@ def test_status_is_watched_in_lines_where_nothing_can_be_redrawn(folder: Path) -
     assert process.returncode == 0
 
 
+@pytest.mark.usefixtures("member")
+def test_status_lists_workers_that_do_not_answer(folder: Path) -> None:
+    """A silent worker is there to be seen before anything waits for it."""
+    worker = silent(folder)
+    result = invoke("status")
+    assert "2 workers on 2 machines, no answer from 1 of them" in result.stdout
+    assert "no answer for 1 min" in result.stdout
+    assert (
+        "web-2/77 does not answer. If it is gone for good:"
+        f" fastapi-maintenance forget {worker}\n" in result.stdout
+    )
+
+
+@pytest.mark.usefixtures("member")
+def test_a_list_that_is_not_complete_says_what_to_do(folder: Path) -> None:
+    """``status`` names the number that completes it."""
+    change_list(folder, complete=False)
+    shown = invoke("status").stdout
+    assert "  roster     not complete: the store has lost data; wait" in shown
+    (line,) = lines(invoke("status", "--json"))
+    assert line["complete"] is False
+
+
 @pytest.mark.usefixtures("folder")
 def test_status_answers_once_or_for_ever() -> None:
     """``--watch`` and ``--check`` together have no answer."""
@@ -216,3 +315,10 @@ def test_lines_in_a_pipe_are_whole(folder: Path) -> None:
     invoke("on", "--message", message)
     result = call("status", cwd=folder, COLUMNS="40")
     assert f"  message    {message}\n" in result.stdout
+
+
+def test_a_view_without_a_roster_has_no_workers() -> None:
+    """What cannot be read is not shown as an empty list."""
+    view = View(place="x", name="y", state=ON, roster=None, now=NOW)
+    assert view.workers == ()
+    assert dict(view.facts())["workers"] == "not known"

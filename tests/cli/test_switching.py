@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fastapi_maintenance.orders import digest
+from fastapi_maintenance import FileStore, MaintenanceState, StoreError
+from fastapi_maintenance.changes import digest_of
 from fastapi_maintenance.state import OPERATOR
-from tests.cli.support import Member, invoke, lines, state
+from fastapi_maintenance.stores import TemporaryStoreError
+from tests.cli.support import Member, invoke, lines, silent, state
 
 NO_STORE = "on", "off", "wait", "status", "forget"
 
@@ -27,7 +29,7 @@ def test_a_store_that_is_not_there_is_never_made(folder: Path, command: str) -> 
 
 
 def test_on_makes_a_store_when_it_is_told_to(folder: Path) -> None:
-    """``--init`` is for the first deployment, and warns that nobody listens yet."""
+    """``--init`` is for the first deployment, and warns that no worker has joined."""
     result = invoke("on", "--init")
     assert result.exit_code == 0
     assert state(folder).in_force(datetime.now(UTC))
@@ -36,7 +38,7 @@ def test_on_makes_a_store_when_it_is_told_to(folder: Path) -> None:
 
 @pytest.mark.usefixtures("member")
 def test_on_says_what_it_set_and_for_whom(folder: Path) -> None:
-    """The place, the workers, the end and the message are there to be read."""
+    """The place, the end, the message and who has acknowledged are there to be read."""
     result = invoke(
         *("on", "--message", "Back soon", "--for", "20m", "--retry-after", "30")
     )
@@ -53,7 +55,8 @@ def test_on_says_what_it_set_and_for_whom(folder: Path) -> None:
         f"  store      {folder / '.fastapi-maintenance'}\n",
         "  workers    1 worker on 1 machine\n",
         "  message    Back soon\n",
-        "in 20 min, announced, `off` opens\n",
+        "in 20 min, expected; stays on until `off`\n",
+        "Acknowledged by 1 of 1 worker on 1 machine.\n",
     ):
         assert text in result.stdout
 
@@ -67,11 +70,12 @@ def test_on_as_json_is_one_line(folder: Path) -> None:
     assert line["phase"] == "in force"
     assert line["in_force"] is True
     assert line["machines"] == 1
+    assert (line["acknowledged"], line["joined"]) == (1, 1)
     (row,) = line["workers"] if isinstance(line["workers"], list) else []
     assert row["pid"] == os.getpid()
     assert isinstance(line["state"], dict)
     assert line["state"]["bypass"] is True
-    assert state(folder).bypass == digest(str(line["bypass_token"]))
+    assert state(folder).bypass == digest_of(str(line["bypass_token"]))
 
 
 @pytest.mark.usefixtures("member")
@@ -81,11 +85,11 @@ def test_a_bypass_token_is_shown_once(folder: Path) -> None:
     (line,) = [text for text in result.stdout.splitlines() if "  token " in text]
     token = line.split()[-1]
     assert len(token) == 43
-    assert state(folder).bypass == digest(token)
+    assert state(folder).bypass == digest_of(token)
     shown = invoke("status").stdout
     assert "bypass     yes" in shown
     assert token not in shown
-    assert digest(token)[7:] not in shown
+    assert digest_of(token)[7:] not in shown
 
 
 @pytest.mark.usefixtures("member")
@@ -95,7 +99,7 @@ def test_on_sets_read_only_and_another_switch(folder: Path) -> None:
     assert "reads continue (read-only)" in result.stdout
     assert "no worker has joined 'payments'" in result.stderr
     assert state(folder, "payments").read_only
-    assert not state(folder).active
+    assert not state(folder).enabled
 
 
 @pytest.mark.usefixtures("member")
@@ -109,7 +113,8 @@ def test_a_planned_window_is_scheduled(folder: Path) -> None:
     assert "opens by itself" in result.stdout
     assert "  begins     " in result.stdout
     found = state(folder)
-    assert found.since == at
+    assert found.starts_at == at
+    assert found.since is None
     assert found.until == at + timedelta(hours=1)
     assert found.auto_off
 
@@ -132,7 +137,44 @@ def test_off_opens_again(folder: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("Maintenance is off.\n")
     assert "  off since " in result.stdout
-    assert not state(folder).active
+    assert "Acknowledged by 1 of 1 worker on 1 machine.\n" in result.stdout
+    assert not state(folder).enabled
+
+
+@pytest.mark.usefixtures("member")
+@pytest.mark.parametrize("command", ["on", "off"])
+def test_a_worker_that_has_not_acknowledged_is_named(
+    folder: Path, command: str
+) -> None:
+    """The command does not fail, and says which worker may still decide otherwise."""
+    silent(folder)
+    result = invoke(command)
+    assert result.exit_code == 0
+    assert "Acknowledged by 1 of 2 workers on 2 machines.\n" in result.stdout
+    assert result.stderr == (
+        "warning: not acknowledged by web-2/77 (no answer for 1 min 1 s); look again"
+        " with `fastapi-maintenance status`\n"
+    )
+    (line,) = lines(invoke(command, "--json"))
+    assert (line["acknowledged"], line["joined"]) == (1, 2)
+
+
+@pytest.mark.usefixtures("member")
+def test_on_says_what_is_replaced() -> None:
+    """Reads that are refused from now on, and a window that is gone, are not silent."""
+    invoke("on", "--read-only")
+    notes = "Reads are refused now: it was read-only before."
+    assert f"{notes}\n" in invoke("on").stdout
+    assert notes not in invoke("on").stdout
+    window = ("on", "--at", "2030-01-01T22:00Z")
+    invoke(*window)
+    gone = "The window planned for 2030-01-01 22:00 UTC is gone."
+    assert gone not in invoke(*window).stdout
+    assert f"{gone}\n" in invoke("on", "--wait").stdout
+    invoke("off")
+    invoke(*window)
+    (line,) = lines(invoke("on", "--json"))
+    assert line["notes"] == [gone]
 
 
 def test_off_is_refused_while_others_hold_it(folder: Path, member: Member) -> None:
@@ -142,13 +184,13 @@ def test_off_is_refused_while_others_hold_it(folder: Path, member: Member) -> No
     assert result.exit_code == 2
     assert result.stderr.startswith("error: maintenance is held by deploy#1")
     assert "off --force" in result.stderr
-    assert state(folder).active
+    assert state(folder).enabled
     assert invoke("off", "--force").exit_code == 0
-    assert not state(folder).active
+    assert not state(folder).enabled
 
 
 def test_on_does_not_loosen_what_others_hold(folder: Path, member: Member) -> None:
-    """Reads are not let in while somebody works under full maintenance."""
+    """Reads are not let in while another program works under full maintenance."""
     member.hold("deploy#1")
     result = invoke("on", "--read-only")
     assert result.exit_code == 2
@@ -185,12 +227,20 @@ WRONG = {
         ("--at", "2030-01-02T00:00Z", "--until", "2030-01-01T00:00Z"),
         "must be later than the start",
     ),
-    "an end that has passed": (("--until", "2020-01-01T00:00Z"), "has passed already"),
+    "an end that has passed": (
+        ("--until", "2020-01-01T00:00Z"),
+        "--until 2020-01-01T00:00Z has passed",
+    ),
     "no duration": (("--for", "soon"), "not a duration: 'soon'"),
-    "no time at all": (("--for", "0s"), "must be a time to come"),
+    "no time at all": (("--for", "0s"), "--for must be longer than 0 seconds"),
     "no seconds": (("--retry-after", "-1"), "not a duration: '-1'"),
-    "a text of two lines": (("--message", "a\nb"), "must be one line"),
-    "an empty text": (("--message", ""), "must have 1 to 2000"),
+    "too many seconds": (("--retry-after", "9" * 12), "--retry-after must be 0 to"),
+    "a start that has passed": (
+        ("--at", "2020-01-01T00:00Z"),
+        "the start (2020-01-01T00:00:00+00:00) has passed; leave it out to begin now",
+    ),
+    "a text of two lines": (("--message", "a\nb"), "--message must be one line"),
+    "an empty text": (("--message", ""), "--message must have 1 to 2000"),
     "a bad name": (("--name", "../x"), "must be 1 to 64 of a-z"),
     "an unknown store": (("--store", "ftp://u:secret@x"), "unknown store URL"),
     "a store in memory": (("--store", "memory:"), "inside the service's own process"),
@@ -205,8 +255,8 @@ WRONG = {
     "an infinite timeout": (("--wait", "--timeout", "inf"), "not a duration: 'inf'"),
     "negative workers": (("--wait", "--workers", "-1"), "a whole number, not '-1'"),
     "workers that are no number": (("--wait", "--workers", "x"), "not 'x'"),
-    "a wait for a plan": (("--wait", "--at", "2030-01-01T00:00Z"), "nothing can be"),
-    "a wait for a clock": (("--wait", "--for", "5m", "--auto-off"), "auto_off could"),
+    "a wait for a plan": (("--wait", "--at", "2030-01-01T00:00Z"), "leave out --wait"),
+    "a wait for a clock": (("--wait", "--for", "5m", "--auto-off"), "--auto-off leave"),
 }
 
 
@@ -256,4 +306,97 @@ def test_redis_that_is_not_there_is_unreachable() -> None:
     assert result.exit_code == 14
     assert "secret" not in result.output
     assert result.stderr.count("\n") == 1
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 4
+
+
+def test_a_store_in_a_directory_that_is_missing_is_made(folder: Path) -> None:
+    """``on --init`` makes what is above it, too."""
+    place = folder / "not" / "there"
+    assert invoke("on", "--init", "--store", f"file:{place}").exit_code == 0
+    assert (place / "default.json").exists()
+
+
+class SlowStore(FileStore):
+    """A store whose reads take too long, or fail for now."""
+
+    error: StoreError | None = None
+
+    def read(self, name: str) -> MaintenanceState | None:
+        """Fail, or answer too late."""
+        if self.error is not None:
+            raise self.error
+        time.sleep(0.3)
+        return None
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (None, "store has not answered for 0.05 s; check that it is running"),
+        (TemporaryStoreError("connection refused"), "error: connection refused"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_given_up(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: StoreError | None,
+    text: str,
+) -> None:
+    """Exit code 14 after three seconds, before anything is published."""
+    store = SlowStore(folder / "store")
+    store.error = error
+    (folder / "store").mkdir()
+    monkeypatch.setattr("fastapi_maintenance.cli.target.open_store", lambda _: store)
+    monkeypatch.setattr("fastapi_maintenance.cli.target.PATIENCE", 0.05)
+    result = invoke("on")
+    assert result.exit_code == 14
+    assert text in result.stderr
+    assert list((folder / "store").iterdir()) == []
+
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+
+
+@as_root
+@pytest.mark.parametrize("which", ["directory", "parent", "reports", "linked", "new"])
+def test_root_stays_out_of_the_directories_of_others(folder: Path, which: str) -> None:
+    """Exit code 14 and the same command for the owner; nothing is opened or made."""
+    parent = folder / "srv"
+    place = parent / "store"
+    (place / "run").mkdir(parents=True)
+    foreign = {"parent": parent, "reports": place / "run"}.get(which, place)
+    os.chown(foreign, 65534, -1)
+    shown = place
+    if which == "linked":
+        shown = folder / "link"
+        shown.symlink_to(place)
+    elif which == "new":
+        shown = place / "a" / "b"
+    before = sorted(folder.rglob("*"))
+    url = f"file:{shown}"
+    result = invoke("on", "--init", "--store", url, "--message", "Back soon")
+    assert result.exit_code == 14
+    assert "belongs to nobody, and root stays out of it; use: " in result.stderr
+    assert result.stderr.endswith(
+        f"sudo -u nobody fastapi-maintenance on --init --store {url} --message"
+        " 'Back soon'\n"
+    )
+    assert sorted(folder.rglob("*")) == before
+
+
+@as_root
+def test_the_line_for_another_user_names_the_store(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment does not pass through sudo, so that it becomes an option."""
+    (folder / "store").mkdir()
+    os.chown(folder / "store", 65534, -1)
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_STORE", "file:store")
+    result = invoke("status", "--json")
+    assert result.exit_code == 14
+    assert result.stderr.endswith(
+        "use: sudo -u nobody fastapi-maintenance status --store file:store --json\n"
+    )
+    result = invoke("run", "--", "true", "--store", "x")
+    assert result.exit_code == 125
+    assert "fastapi-maintenance run --store file:store -- true" in result.stderr

@@ -3,34 +3,38 @@
 import contextlib
 import json
 import re
-import shutil
 import signal
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import pytest
 
-from fastapi_maintenance.cli.operate import put_back, wait_for
-from fastapi_maintenance.cli.output import Output
-from fastapi_maintenance.cli.target import FailureError, Target
-from fastapi_maintenance.closing import Closing
-from fastapi_maintenance.orders import Order
+from fastapi_maintenance.changes import EnableOptions
+from fastapi_maintenance.cli.commands import put_back, wait_for
+from fastapi_maintenance.cli.exits import FailureError
+from fastapi_maintenance.cli.options import Where
+from fastapi_maintenance.cli.target import Target
 from fastapi_maintenance.state import OPERATOR
-from fastapi_maintenance.waiting import Plan
+from fastapi_maintenance.switch import DrainOptions
 from tests.cli.support import (
+    OBSTACLES,
     PATIENCE,
     Member,
+    broken,
     call,
+    change_list,
     eventually,
     invoke,
     lines,
     program,
+    run_dir,
     started,
     state,
 )
 
-ON_AND_WAIT = ("on", "--wait", "--timeout", "0.3")
+ON_AND_WAIT = ("on", "--wait", "--timeout", "0.7")
 
 
 def on_now(folder: Path) -> bool:
@@ -43,7 +47,10 @@ def test_a_wait_ends_when_nothing_is_running(folder: Path) -> None:
     """Drained is exit code 0, and the end says what was not waited for."""
     result = invoke("on", "--wait")
     assert result.exit_code == 0
-    assert re.search(r"Drained after \d+\.\d s: 1 worker on 1 machine", result.stdout)
+    assert re.search(
+        r"Drained after \d+\.\d s: acknowledged by 1 of 1 worker on 1 machine; ",
+        result.stdout,
+    )
     assert "Not waited for: routes marked exempt, requests let in" in result.stdout
     assert "mounts that nothing covers" in result.stdout
     assert "Reads continue" not in result.stdout
@@ -52,7 +59,7 @@ def test_a_wait_ends_when_nothing_is_running(folder: Path) -> None:
 
 @pytest.mark.usefixtures("member")
 def test_a_wait_under_read_only_says_that_reads_continue() -> None:
-    """Nobody takes a read-only drain for a full one."""
+    """A read-only drain is not taken for a full one."""
     result = invoke("on", "--wait", "--read-only")
     assert result.exit_code == 0
     assert "Reads continue (read-only): they were not waited for" in result.stdout
@@ -79,6 +86,9 @@ def test_a_wait_lasts_until_the_last_request_has_ended(
     result = json.loads(out.splitlines()[-1])
     assert result["event"] == "result"
     assert result["outcome"] == "drained"
+    assert result["drained"] is True
+    assert [worker["acknowledged"] for worker in result["workers"]] == [True]
+    assert [worker["status"] for worker in result["workers"]] == ["drained"]
     assert result["not_waited_for"].startswith("Not waited for")
     assert (process.returncode, errors) == (0, "")
 
@@ -93,21 +103,26 @@ def test_long_work_is_told_to_end(
     assert words != ("wait",) or invoke("on").exit_code == 0
     command = ("--", "true") if words == ("run",) else ()
     ordered = program(*words, "--close-after", "0s", "--timeout", "20", *command)
-    with contextlib.ExitStack() as slow, started(ordered, folder) as process:
-        slow.enter_context(member.busy("GET /stream"))
-        eventually(Closing(member.switch.worker).is_set)
+    admission = member.switch.worker.admit("GET /stream")
+    assert admission is not None
+    told: list[int] = []
+    admission.on_close(lambda: told.append(1))
+    with started(ordered, folder) as process:
+        eventually(lambda: told)
         assert process.poll() is None
-        slow.close()
+        admission.release()
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
 
 
 def test_a_request_that_does_not_end_is_busy(folder: Path, member: Member) -> None:
-    """Exit code 10, one line that names the worker, and the state stays on."""
-    with member.busy():
+    """Exit code 10, one line that names the oldest request; the state stays on."""
+    with member.busy("POST /orders"):
         result = call(*ON_AND_WAIT, cwd=folder)
     assert result.returncode == 10
-    assert "not drained after 0.3 s (busy): still running on" in result.stderr
+    running = rf"still running on {member.switch.worker.report().name}: POST /orders, "
+    assert re.search(rf"not drained after 0.7 s \(busy\): {running}\d", result.stderr)
+    assert re.search(rf" 0.[12] s to go; {running}\d", result.stdout)
     assert "maintenance stays on" in result.stderr
     assert result.stderr.count("\n") == 1
     assert on_now(folder)
@@ -116,12 +131,12 @@ def test_a_request_that_does_not_end_is_busy(folder: Path, member: Member) -> No
 def test_plain_lines_are_written_where_nothing_can_be_redrawn(
     folder: Path, member: Member
 ) -> None:
-    """A log gets a line at once, and no escape sequence."""
+    """A log gets a line after half a second, and no escape sequence."""
     with member.busy():
         result = call(*ON_AND_WAIT, cwd=folder)
     assert result.returncode == 10
     (line,) = [text for text in result.stdout.splitlines() if " to go; " in text]
-    assert "0 of 1 worker drained, 1 request left; 0.3 s to go" in line
+    assert "0 of 1 worker drained, 1 request left; 0." in line
     assert "\x1b" not in result.stdout
 
 
@@ -139,21 +154,21 @@ def test_a_rollback_puts_back_what_was_before(folder: Path, member: Member) -> N
         assert state(folder).message == "first"
 
 
-async def test_a_rollback_leaves_what_others_published_meanwhile(
+async def test_a_rollback_leaves_what_others_have_published(
     member: Member,
 ) -> None:
     """Between the last look and the undoing others come first, and it is said."""
-    another = "another state was published meanwhile, and stands"
-    switch, plan = member.switch, Plan(timeout=0)
-    fenced = await switch.fence(plan, Order())
-    await switch.enable(Order(message="other"))
-    assert put_back(fenced.before, await switch.undo(fenced)) == another
-    fenced = await switch.fence(plan, Order(), holder="one#1")
+    another = "another state has been published since, and stands"
+    switch, drain, enable = member.switch, DrainOptions(timeout=0), EnableOptions()
+    mine = await switch.publish_to_drain(drain, enable)
+    await switch.enable(EnableOptions(message="other"))
+    assert put_back(mine, await switch.undo(mine)) == another
+    mine = await switch.publish_to_drain(drain, enable, holder="one#1")
     await switch.disable(force=True)
-    assert put_back(fenced.before, await switch.undo(fenced)) == another
-    fenced = await switch.fence(plan, Order(), holder="one#1")
-    await switch.fence(plan, Order(), holder="two#2")
-    assert put_back(fenced.before, await switch.undo(fenced)) == another
+    assert put_back(mine, await switch.undo(mine)) == another
+    mine = await switch.publish_to_drain(drain, enable, holder="one#1")
+    await switch.publish_to_drain(drain, enable, holder="two#2")
+    assert put_back(mine, await switch.undo(mine)) == another
 
 
 @pytest.mark.usefixtures("member")
@@ -161,55 +176,61 @@ async def test_a_rollback_that_fails_hides_no_result(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The wait's own code and result stand, and the line says that it stays on."""
-    target = Target(None, "default", Output(as_json=True))
-    plan = Plan(timeout=0, workers=2)
-    fenced = await target.switch.fence(plan, Order())
+    target = Target(Where(as_json=True))
+    drain = DrainOptions(timeout=0, workers=2)
+    publication = await target.switch.publish_to_drain(drain, EnableOptions())
     # A newer release can be read so far that it is on, and not be set.
-    newer = {"version": 2, "active": True, "epoch": fenced.state.epoch}
     path = folder / ".fastapi-maintenance" / "default.json"
-    path.write_text(json.dumps(newer))
+    newer = {"version": 2, "enabled": True, "tag": publication.state.tag}
+    path.write_text(json.dumps(newer | {"epoch": publication.state.epoch}))
+    eventually(lambda: state(folder).version == 2)
     with pytest.raises(FailureError) as error:
-        await wait_for(target, fenced, plan, rollback=True)
-    assert error.value.code == 13
-    assert "(too_few): 1 of 2 worker(s) have joined; maintenance" in str(error.value)
-    assert "stays on" in str(error.value)
-    assert f"could not be put back: {path} was written by a newer" in str(error.value)
+        await wait_for(target, publication, drain, rollback=True)
+    assert "could not be put back: the stored state was written by" in str(error.value)
+    assert "maintenance stays on" in str(error.value)
     (result,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])
-    assert (result["event"], result["outcome"]) == ("result", "too_few")
+    assert (result["event"], result["drained"]) == ("result", False)
     assert on_now(folder)
 
 
 def test_too_few_workers_are_not_drained(member: Member) -> None:
-    """``--workers 2`` with one worker is exit code 13."""
+    """``--workers 2`` waits for another one to join: exit code 13 at the end."""
     result = invoke(*ON_AND_WAIT, "--workers", "2")
     assert result.exit_code == 13
-    assert "1 of 2 worker(s) have joined" in result.stderr
+    assert "not drained after 0.7 s (too_few): 1 of 2 workers have" in result.stderr
     member.leave()
-    assert invoke(*ON_AND_WAIT).exit_code == 13
-    member.switch.worker.enter()
+    result = invoke("on", "--wait", "--workers", "0")
+    assert result.exit_code == 0
+    assert "Drained after 0.0 s: no worker has joined; nothing" in result.stdout
 
 
-def test_a_list_of_workers_that_was_lost_is_lost(folder: Path, member: Member) -> None:
-    """A deleted run directory is exit code 11, until a person says how many it were."""
-    shutil.rmtree(folder / ".fastapi-maintenance" / "run")
-    result = invoke(*ON_AND_WAIT)
-    assert result.exit_code == 11
-    assert "(lost): " in result.stderr
-    assert "maintenance stays on" in result.stderr
-    eventually(lambda: anyio.run(member.switch.source.roster, "default").rows)
-    assert invoke("wait", "--timeout", "0").exit_code == 11
+@pytest.mark.parametrize("command", ["on", "wait"])
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_wait_that_cannot_end_well_ends_at_once(
+    folder: Path, member: Member, obstacle: str, command: str
+) -> None:
+    """The reason and the command to use are there in a moment, not after 60 s."""
+    code, text = OBSTACLES[obstacle](folder, member)
+    if command == "wait":
+        invoke("on")
+    began = time.monotonic()
+    result = invoke(*(("on", "--wait") if command == "on" else ("wait",)))
+    assert time.monotonic() - began < 5
+    assert result.exit_code == code
+    assert text in result.stderr
+    assert result.stderr.splitlines()[-1].endswith(
+        "maintenance stays on; `fastapi-maintenance wait` waits again, `off` opens it"
+    )
+    assert on_now(folder)
+
+
+@pytest.mark.usefixtures("member")
+def test_a_list_that_was_lost_is_completed_by_a_number(folder: Path) -> None:
+    """``--workers N``, with the exact number, makes the next wait work without it."""
+    change_list(folder, complete=False)
+    assert invoke("on", "--wait").exit_code == 11
     assert invoke("wait", "--workers", "1").exit_code == 0
     assert invoke("wait").exit_code == 0
-
-
-def test_a_worker_that_cannot_be_counted_is_unknown(member: Member) -> None:
-    """Exit code 15: nobody says drained of what nobody counts."""
-    member.switch.worker.stand_aside("it is only a test")
-    result = invoke(*ON_AND_WAIT)
-    assert result.exit_code == 15
-    assert "cannot be counted" in result.stderr
-    assert "and some that cannot be counted" in invoke("status").stdout
-    assert "no worker has joined" not in invoke("status").stderr
 
 
 @pytest.mark.parametrize("rollback", [False, True])
@@ -221,7 +242,8 @@ def test_another_operator_ends_a_wait(
     with member.busy(), started(program(*words), folder) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        anyio.run(member.switch.enable, Order(message="mine", actor="another"))
+        mine = EnableOptions(message="mine", actor="another")
+        anyio.run(member.switch.enable, mine)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 12
     assert "another state was published by another; the other state stands" in errors
@@ -229,14 +251,14 @@ def test_another_operator_ends_a_wait(
 
 
 def test_off_ends_a_wait(folder: Path, member: Member) -> None:
-    """Who waits learns that the service was opened meanwhile."""
+    """A wait ends when another operator opens the service."""
     with member.busy(), started(program("on", "--wait", "--json"), folder) as process:
         assert process.stdout is not None
         process.stdout.readline()
         anyio.run(member.switch.disable)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 12
-    assert "switched off by somebody" in errors
+    assert "switched off by another operator" in errors
 
 
 @pytest.mark.parametrize(
@@ -268,11 +290,8 @@ def test_a_store_that_breaks_during_a_wait_is_unreachable(
     with member.busy(), started(program("on", "--wait", "--json"), folder) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        epoch = folder / ".fastapi-maintenance" / "run" / "default.epoch"
-        epoch.unlink()
-        epoch.mkdir()
-        _, errors = process.communicate(timeout=PATIENCE)
-        epoch.rmdir()
+        with broken(run_dir(folder).parent):
+            _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 14
     assert "maintenance stays on" in errors
     assert errors.count("\n") == 1
@@ -283,12 +302,15 @@ def test_there_is_nothing_to_wait_for_while_it_is_off(folder: Path) -> None:
     """``wait`` while off is a mistake: exit code 2, and nothing is published."""
     result = invoke("wait")
     assert result.exit_code == 2
-    assert "maintenance is off: there is nothing to fence" in result.stderr
+    assert (
+        "maintenance is off; switch it on first: fastapi-maintenance on --wait"
+        in result.stderr
+    )
     assert state(folder).epoch == 0
 
 
 def test_a_wait_keeps_what_others_hold(folder: Path, member: Member) -> None:
-    """``wait`` fences the state that stands, whoever holds it."""
+    """``wait`` drains the state that stands, and keeps its holders."""
     member.hold("deploy#1", OPERATOR)
     result = invoke("wait", "--json")
     assert result.exit_code == 0

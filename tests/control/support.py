@@ -1,5 +1,6 @@
 """An application with a control router, and clients of it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -38,3 +39,18 @@ def serving(store: Store | str | MaintenanceGuard = "memory:") -> Iterator[TestC
     guard = store if isinstance(store, MaintenanceGuard) else MaintenanceGuard(store)
     with TestClient(build(guard), headers=SECRET) as client:
         yield client
+
+
+def reason_when(client: TestClient, outcome: str) -> str | None:
+    """Ask until the outcome is the expected one, and return the reason.
+
+    A keeper takes a moment to acknowledge, and to collect what clients left open.
+    """
+    limit = time.monotonic() + 20
+    while True:
+        shown = client.get("/maintenance").json()
+        if shown["outcome"] == outcome:
+            reason: str | None = shown["reason"]
+            return reason
+        assert time.monotonic() < limit, shown
+        time.sleep(0.01)

@@ -3,7 +3,7 @@
 import pytest
 
 from fastapi_maintenance import MaintenanceGuard
-from tests import asgi
+from tests import calls
 
 from .support import JSON, SECRET, build, serving
 
@@ -119,7 +119,7 @@ async def test_names_who_asked_by_address(
 ) -> None:
     """The address is the actor; one that a proxy made up breaks nothing."""
     guard = MaintenanceGuard("memory:")
-    answer = await asgi.call(
+    answer = await calls.call(
         build(guard),
         "/maintenance",
         method="PUT",

@@ -23,7 +23,7 @@ from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.stores import Change
 from fastapi_maintenance.testing import frozen_clock
 
-from .support import JSON, SECRET, build, operators_only, serving
+from .support import JSON, SECRET, build, operators_only, reason_when, serving
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -314,9 +314,8 @@ def test_workers_that_cannot_be_counted_are_named() -> None:
     store.uncounted = True
     with serving(store) as client:
         assert "cannot be counted" in client.get("/maintenance").json()["notice"]
-        shown = client.put("/maintenance", json={"enabled": True}).json()
-    assert shown["outcome"] == "unknown"
-    assert "cannot be counted" in shown["reason"]
+        client.put("/maintenance", json={"enabled": True})
+        assert "cannot be counted" in (reason_when(client, "unknown") or "")
 
 
 class Small:
@@ -382,7 +381,7 @@ def test_two_switches_have_a_router_each() -> None:
 
 
 def test_documents_its_answers() -> None:
-    """OpenAPI names the bodies and the answers, and not the marker or a hash."""
+    """OpenAPI names the bodies and the answers, and not the marker."""
     guard = MaintenanceGuard("memory:")
     schema = build(guard).openapi()
     paths = schema["paths"]
@@ -397,7 +396,6 @@ def test_documents_its_answers() -> None:
     }
     models = schema["components"]["schemas"]
     assert models["MaintenanceView"]["properties"]["bypass"]["type"] == "boolean"
-    assert "bypass" not in models["MaintenanceState"]["properties"]
 
 
 @pytest.mark.parametrize("given", [[], (), [Depends(maintenance_exempt)]])

@@ -77,7 +77,7 @@ Build = Callable[[MaintenanceGuard, Ran], FastAPI]
 
 
 def publish(guard: MaintenanceGuard, **fields: object) -> MaintenanceState:
-    """Set the state of a guard on a memory store, and wait until it is adopted."""
+    """Set the state of a guard on a memory store, from any thread."""
 
     def change(before: MaintenanceState | None) -> MaintenanceState:
         epoch = before.epoch + 1 if before else 1
@@ -86,7 +86,5 @@ def publish(guard: MaintenanceGuard, **fields: object) -> MaintenanceState:
     switch = guard._switch
     switch.join_now()
     state = switch.store.publish(switch.name, change)
-    deadline = time.monotonic() + PATIENCE
-    while switch.worker.state != state and time.monotonic() < deadline:
-        time.sleep(0.001)
+    switch.keeper.look()
     return state

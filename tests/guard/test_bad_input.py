@@ -71,7 +71,7 @@ WRONG = [
     ({"store": WithoutPublish()}, TypeError, "store"),
     ({"store": "memory"}, ValueError, "memory.*file:PATH"),
     ({"store": "memory:x"}, ValueError, "unknown store URL"),
-    ({"store": "sqlite:///x"}, ValueError, "unknown store URL.*file:PATH"),
+    ({"store": "mongodb://x"}, ValueError, "unknown store URL.*file:PATH"),
     ({"store": "reddis://ada:secret@host/0"}, ValueError, r"reddis://\*\*\*@host"),
     ({"store": ""}, ValueError, "unknown store URL"),
     ({"store": "file:"}, ValueError, "file:PATH"),
@@ -112,28 +112,28 @@ def test_on_change_that_nothing_would_await_is_refused() -> None:
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
-ORDERS = [
-    ({"until": datetime(2030, 1, 2)}, ValueError, "until has no time zone"),  # noqa: DTZ001  # the mistake
-    ({"at": datetime(2030, 1, 2)}, ValueError, "at has no time zone"),  # noqa: DTZ001  # the mistake
-    ({"until": NOW - timedelta(1)}, ValueError, "has passed"),
-    ({"until": NOW}, ValueError, "has passed"),
-    ({"until": timedelta(0)}, ValueError, "time to come"),
-    ({"until": timedelta(-1)}, ValueError, "time to come"),
-    ({"until": timedelta.max}, ValueError, "until"),
-    ({"until": 20}, TypeError, "until.*20"),
+OPTIONS = [
+    ({"until": datetime(2030, 1, 2)}, ValueError, "(?s)until.*timezone"),  # noqa: DTZ001  # the mistake
+    ({"at": datetime(2030, 1, 2)}, ValueError, "(?s)at.*timezone"),  # noqa: DTZ001  # the mistake
+    ({"until": NOW - timedelta(1)}, ValueError, "later than the start"),
+    ({"until": NOW}, ValueError, "later than the start"),
+    ({"until": timedelta(0)}, ValueError, "longer than 0"),
+    ({"until": timedelta(-1)}, ValueError, "longer than 0"),
+    ({"until": timedelta.max}, ValueError, "calendar"),
+    ({"until": 20}, ValueError, "(?s)until.*20"),
     ({"at": NOW + timedelta(2), "until": NOW + timedelta(1)}, ValueError, "later than"),
-    ({"at": "tomorrow"}, TypeError, "at.*'tomorrow'"),
+    ({"at": "tomorrow"}, ValueError, "(?s)at.*'tomorrow'"),
     ({"auto_off": True}, ValueError, "until"),
-    ({"auto_off": "yes", "until": timedelta(1)}, TypeError, "auto_off.*'yes'"),
-    ({"read_only": 1}, TypeError, "read_only.*1"),
+    ({"auto_off": "yes", "until": timedelta(1)}, ValueError, "(?s)auto_off.*'yes'"),
+    ({"read_only": 1}, ValueError, "(?s)read_only.*1"),
     ({"message": "a\r\nb"}, ValueError, "one line"),
     ({"message": LONE}, ValueError, "one line"),
     ({"message": ""}, ValueError, "message"),
-    ({"message": 5}, TypeError, "message.*5"),
+    ({"message": 5}, ValueError, "(?s)message.*5"),
     ({"actor": "a\x1b[2J"}, ValueError, "one line"),
     ({"retry_after": -1}, ValueError, "retry_after"),
     ({"retry_after": 10**400}, ValueError, "retry_after"),
-    ({"retry_after": True}, TypeError, "retry_after"),
+    ({"retry_after": True}, TypeError, "seconds.*True"),
     ({"bypass_token": "short"}, ValueError, "16 characters"),
     ({"bypass_token": ""}, ValueError, "16 characters"),
     ({"bypass_token": "x" * 15 + "é"}, ValueError, "visible ASCII"),
@@ -141,7 +141,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "text"), ORDERS, ids=[str(i) for i in range(len(ORDERS))]
+    ("fields", "kind", "text"), OPTIONS, ids=[str(i) for i in range(len(OPTIONS))]
 )
 async def test_enable_refuses_wrong_arguments(
     fields: dict[str, Any], kind: type[Exception], text: str
@@ -154,13 +154,13 @@ async def test_enable_refuses_wrong_arguments(
     assert not guard.state.enabled
 
 
-PLANS = [
+DRAINS = [
     ({"timeout": -1}, ValueError, "timeout.*-1"),
     ({"timeout": math.nan}, ValueError, "timeout.*nan"),
     ({"timeout": "1"}, TypeError, "timeout.*'1'"),
     ({"timeout": None}, TypeError, "timeout.*None"),
     ({"close_after": -1}, ValueError, "close_after.*-1"),
-    ({"timeout": 10**400}, ValueError, "timeout must be zero or more seconds"),
+    ({"timeout": 10**400}, ValueError, "timeout must be 0 to 1000000000 seconds"),
     ({"close_after": True}, TypeError, "close_after.*True"),
     ({"workers": -1}, ValueError, "workers.*-1"),
     ({"workers": 1.5}, ValueError, "workers.*1.5"),
@@ -169,7 +169,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "text"), PLANS, ids=[str(i) for i in range(len(PLANS))]
+    ("fields", "kind", "text"), DRAINS, ids=[str(i) for i in range(len(DRAINS))]
 )
 async def test_drain_refuses_wrong_arguments(
     fields: dict[str, Any], kind: type[Exception], text: str
@@ -180,8 +180,8 @@ async def test_drain_refuses_wrong_arguments(
 
 
 async def test_drain_of_nothing_is_refused() -> None:
-    """While maintenance is off there is nothing to fence."""
-    with pytest.raises(ValueError, match="nothing to fence"):
+    """While maintenance is off there is nothing to wait for."""
+    with pytest.raises(ValueError, match="maintenance is off"):
         await opened().drain()
 
 

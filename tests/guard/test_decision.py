@@ -147,7 +147,7 @@ async def test_clients_are_addresses(client: Any, status: int) -> None:
 def test_read_only_lets_reads_through() -> None:
     """A read-only state admits and counts safe methods, and refuses the others."""
     guard, counted = closed(), []
-    publish(guard, active=True, read_only=True)
+    publish(guard, enabled=True, read_only=True)
     app = FastAPI(dependencies=[Depends(guard)])
 
     @app.api_route("/target", methods=["GET", "HEAD", "OPTIONS", "POST", "DELETE"])

@@ -278,13 +278,31 @@ def test_a_handler_may_say_no_with_an_error(
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
-async def test_cancellation_of_a_handler_passes() -> None:
-    """A cancelled request ends as cancelled, and gives its count back."""
-    client, guard, ran = guarded(raising(asyncio.CancelledError()))
-    with pytest.raises(asyncio.CancelledError):
-        await call(client.app, "/target")
+def shared_lookup() -> Any:
+    """Return a handler that awaits what another task has cancelled."""
+
+    async def handler(_: HTTPConnection) -> bool:
+        lookup = asyncio.ensure_future(asyncio.Event().wait())
+        lookup.cancel()
+        return await lookup
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [raising(asyncio.CancelledError()), shared_lookup()],
+    ids=["raised", "awaited"],
+)
+async def test_cancelled_handler_does_not_exempt(
+    handler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler whose work was cancelled fails; the request is answered."""
+    client, guard, ran = guarded(handler)
+    assert (await call(client.app, "/target")).status == 503
     assert ran == []
     assert await emptied(guard)
+    assert "fails and exempts nobody" in caplog.text
 
 
 async def test_cancelling_a_request_cancels_its_handler() -> None:
@@ -451,7 +469,7 @@ def test_handlers_are_asked_only_while_maintenance_is_on() -> None:
     both(app, Ran())
     client = TestClient(app)
     assert client.get("/target").status_code == 200
-    publish(guard, active=True)
+    publish(guard, enabled=True)
     assert client.get("/target").status_code == 503
     assert asked == ["asked"]
 

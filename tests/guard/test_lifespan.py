@@ -27,13 +27,13 @@ class Small:
         self.state = MaintenanceState()
         self.broken = False
 
-    async def read(self, name: str) -> MaintenanceState:
+    def read(self, name: str) -> MaintenanceState:
         """Return the state."""
         if self.broken:
             raise OSError("database away")
         return self.state
 
-    async def publish(self, name: str, change: Change) -> MaintenanceState:
+    def publish(self, name: str, change: Change) -> MaintenanceState:
         """Replace the state."""
         raise AssertionError
 
@@ -142,7 +142,7 @@ def test_state_of_a_small_store_is_unknown_before_joining() -> None:
 
 
 async def test_start_fails_with_the_store_s_own_error() -> None:
-    """A store that cannot be reached at start stops the start, with one plain error."""
+    """A store that fails at start stops the start, with one plain error."""
     store = Small()
     store.broken = True
     with pytest.raises(StoreError, match="database away"):
@@ -189,12 +189,12 @@ def test_change_is_told_once_per_change(caplog: pytest.LogCaptureFixture) -> Non
     with TestClient(app) as client:
         client.get("/target")
         assert told == []
-        publish(guard, active=True, message="one")
+        publish(guard, enabled=True, message="one")
         client.get("/target")
         client.get("/target")
-        publish(guard, active=True, message="one")  # A fence: the same once more.
+        publish(guard, enabled=True, message="one")  # A fence: the same once more.
         client.get("/target")
-        publish(guard, active=True, message="two")
+        publish(guard, enabled=True, message="two")
         publish(guard)
         client.get("/target")
     assert told == [(True, "one"), (True, "two"), (False, None)]
@@ -232,7 +232,7 @@ def test_failing_on_change_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> 
 
     told: list[bool] = []
     guard = closed(on_change=broken)
-    guard._switch.worker.listen(lambda state: told.append(state.enabled))
+    guard._switch.worker.notifier.listen(lambda state: told.append(state.enabled))
     app = FastAPI(dependencies=[Depends(guard)])
     both(app, Ran())
     assert TestClient(app).get("/target").status_code == 503
@@ -249,7 +249,7 @@ def test_building_a_guard_touches_nothing(
     guard = MaintenanceGuard()
     FastAPI(dependencies=[Depends(guard)], lifespan=guard.lifespan)
     assert list(tmp_path.iterdir()) == []
-    assert guard._switch.source.location == str(tmp_path / ".fastapi-maintenance")
+    assert guard._switch.store.location == str(tmp_path / ".fastapi-maintenance")
 
 
 def test_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_message_of_the_state_wins_over_the_detail() -> None:
     client = TestClient(guarded(guard))
     assert client.get("/target").json() == {"detail": "closed"}
     assert client.get("/target").headers["Retry-After"] == "90"
-    publish(guard, active=True, message="back at ten", retry_after=7)
+    publish(guard, enabled=True, message="back at ten", retry_after=7)
     assert client.get("/target").json() == {"detail": "back at ten"}
     assert client.get("/target").headers["Retry-After"] == "7"
 
@@ -128,7 +128,7 @@ def test_error_carries_its_state() -> None:
     """A handler can show the state that refused."""
     guard = closed()
     app = guarded(guard)
-    publish(guard, active=True, actor="ada", retry_after=30)
+    publish(guard, enabled=True, actor="ada", retry_after=30)
     seen: list[tuple[str | None, int]] = []
 
     @app.exception_handler(MaintenanceError)
@@ -331,7 +331,7 @@ def test_handshake_without_the_extension_raises_for_a_client() -> None:
 def test_open_websockets_are_not_cut() -> None:
     """Switching on denies new handshakes and leaves open WebSockets alone."""
     guard = closed()
-    publish(guard, active=False)
+    publish(guard, enabled=False)
     app = FastAPI(dependencies=[Depends(guard)])
 
     @app.websocket("/echo")
@@ -342,7 +342,7 @@ def test_open_websockets_are_not_cut() -> None:
 
     client = TestClient(app)
     with client.websocket_connect("/echo") as session:
-        publish(guard, active=True)
+        publish(guard, enabled=True)
         session.send_text("still")
         assert session.receive_text() == "still"
         assert in_flight(guard) == 1
@@ -365,7 +365,9 @@ def test_openapi_documents_the_refusal_everywhere() -> None:
     }
     content = documented["content"]["application/json"]
     assert content["example"] == {"detail": "closed for now"}
-    assert content["schema"]["required"] == ["detail"]
+    assert content["schema"] == {"$ref": "#/components/schemas/MaintenanceResponse"}
+    model = app.openapi()["components"]["schemas"]["MaintenanceResponse"]
+    assert model["required"] == ["detail"]
 
 
 def test_openapi_of_a_route_can_say_more() -> None:

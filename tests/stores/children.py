@@ -14,7 +14,7 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def in_child(work: Callable[[], object], *, user: int = 0) -> object:
+def in_child(work: Callable[[], object], *, user: int = 0) -> bool:
     """Run a function in a forked child, and return whether it returned something true.
 
     Args:
@@ -30,8 +30,9 @@ def in_child(work: Callable[[], object], *, user: int = 0) -> object:
     try:
         with _as_user(user):
             failed = not work()
+    except BaseException:  # noqa: BLE001  # the child must end here
+        traceback.print_exc()
     finally:
-        traceback.print_exc()  # Nobody else would.
         os._exit(failed)
 
 
@@ -46,7 +47,8 @@ def living_child(
         user: Who runs it.
 
     Yields:
-        What ends it before the block does, when the function has returned.
+        What ends the child before the block does. It ends like a killed process: the
+        kernel alone releases what it held.
 
     """
     done, ready = os.pipe()
@@ -59,9 +61,9 @@ def living_child(
                 kept = work()
                 os.write(ready, bytes([bool(kept)]))
                 os.read(wait, 1)
-        finally:
+        except BaseException:  # noqa: BLE001  # the child must end here
             traceback.print_exc()
-            # No clean end: the kernel alone lets go of what was held.
+        finally:
             os._exit(1)
     os.close(wait)
     os.close(ready)

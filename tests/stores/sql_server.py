@@ -124,7 +124,7 @@ class SQLServer:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(user))
             for right in ("USAGE", *rights):
                 grant = sql.SQL("GRANT {} ON SCHEMA {} TO {}")
-                connection.execute(grant.format(sql.SQL(right), user, user))  # type: ignore[arg-type]  # a word of ours
+                connection.execute(grant.format(sql.SQL(right), user, user))
         return name
 
     def kill(self) -> None:

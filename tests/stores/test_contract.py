@@ -1,11 +1,20 @@
 """What every store keeps: one suite, and one line for each store."""
 
-from collections.abc import Callable
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any
 
 import anyio
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
 
 from fastapi_maintenance import (
     DrainError,
@@ -18,33 +27,29 @@ from fastapi_maintenance import (
     StoreError,
     open_store,
 )
-from fastapi_maintenance.stores import Change, FencedStore, describe, is_fenced
+from fastapi_maintenance.keeper import Keeper, _Kept
+from fastapi_maintenance.stores import (
+    as_store,
+    has_fence,
+    is_in_process,
+    location,
+    poll_interval,
+)
 from fastapi_maintenance.testing import check_store
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 Make = Callable[[], Store]
 
 
-class TableStore:
-    """A store of a user's own: a table in a database, here a dictionary."""
-
-    tables: ClassVar[dict[str, dict[str, str]]] = {}
-
-    def __init__(self, database: str) -> None:
-        self.rows = self.tables.setdefault(database, {})
-        self.transaction = anyio.Lock()
-
-    async def read(self, name: str) -> MaintenanceState:
-        """Return the state of a switch."""
-        row = self.rows.get(name)
-        return MaintenanceState() if row is None else MaintenanceState.from_json(row)
-
-    async def publish(self, name: str, change: Change) -> MaintenanceState:
-        """Replace the state of a switch."""
-        async with self.transaction:
-            before = await self.read(name)
-            state = change(before).but(epoch=before.epoch + 1)
-            self.rows[name] = state.to_json()
-            return state
+def example(name: str) -> ModuleType:
+    """Return one of the examples, as the documentation shows it."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def memory(_: Path) -> Make:
@@ -61,14 +66,24 @@ def file_by_url(folder: Path) -> Make:
 
 
 def own(folder: Path) -> Make:
-    return lambda: TableStore(str(folder))
+    module = example("own_store")
+    return lambda: module.TableStore(str(folder / "shop.sqlite"))
+
+
+def own_with_reports(folder: Path) -> Make:
+    module = example("own_store_with_reports")
+    return lambda: module.ReportingStore(str(folder / "shop.sqlite"))
 
 
 def redis_by_url(_: Path) -> Make:
-    from tests.stores.redis_workers import vouched_url
+    from tests.stores.redis_workers import fresh_url
 
-    url = vouched_url()
+    url = fresh_url()
     return lambda: open_store(url)
+
+
+def sql_by_url(folder: Path) -> Make:
+    return lambda: open_store(f"sqlite:///{folder}/shop.sqlite")
 
 
 # A store joins the suite here, with the marks that its tests need: a function of an
@@ -78,62 +93,98 @@ PLACES = [
     pytest.param(file, id="file"),
     pytest.param(file_by_url, id="file by URL"),
     pytest.param(own, id="own"),
+    pytest.param(own_with_reports, id="own with reports"),
     pytest.param(redis_by_url, id="redis", marks=pytest.mark.redis),
+    pytest.param(sql_by_url, id="sqlite"),
 ]
 
 
 @pytest.fixture(params=PLACES)
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+def make(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Make:
     """Return how to open one place, as each worker and the command do."""
+    monkeypatch.chdir(tmp_path)
     made: Make = request.param(tmp_path)
     return made
 
 
-async def seen_by(guard: MaintenanceGuard) -> MaintenanceState:
-    """Return what a worker goes by at its next request."""
-    worker = guard._switch.worker
-    if guard._switch.polled is not None:
-        # Overdue, as it is a second later without a lifespan.
-        guard._switch.polled.worker("default").checked = float("-inf")
-    await guard._switch.join()
-    return worker.look() if worker._newest is not None else worker.state
+def guard_of(store: Store, name: str = "default") -> MaintenanceGuard:
+    """Return a guard whose rosters need no time to settle."""
+    guard = MaintenanceGuard(store, name=name)
+    guard._switch.settling = 0
+    return guard
 
 
-async def test_store_keeps_the_published_contract(make: Make) -> None:
+@asynccontextmanager
+async def beside(store: Store) -> AsyncIterator[_Kept]:
+    """Have a worker with a keeper of its own, as another process has one."""
+    kept = Keeper(store).switch("default")
+    await anyio.to_thread.run_sync(kept.enter)
+    try:
+        yield kept
+    finally:
+        await anyio.to_thread.run_sync(kept.leave)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition."""
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+def test_store_keeps_the_published_contract(make: Make) -> None:
     """A store passes the suite that users put their own stores through."""
-    await check_store(make)
+    check_store(make)
 
 
 async def test_what_one_worker_sets_the_other_goes_by(make: Make) -> None:
-    """Switching on and off reaches a guard of another store of the same place."""
-    one, other = MaintenanceGuard(make()), MaintenanceGuard(make())
-    assert not (await seen_by(other)).active
-    published = await one.enable(message="moving", actor="ada")
-    state = await seen_by(other)
-    assert (state.active, state.message, state.actor) == (True, "moving", "ada")
-    assert state.epoch == published.epoch
-    with pytest.raises(MaintenanceError, match="moving"):
-        async with other.admit():
-            raise AssertionError
-    opened = await other.disable(actor="bob")
-    assert opened.epoch > published.epoch
-    assert not (await seen_by(one)).active
+    """Switching on and off reaches a worker of another process."""
+    guard = guard_of(make())
+    async with guard.lifespan(), contextlib.AsyncExitStack() as stack:
+        workers = [guard._switch.worker]
+        if not is_in_process(guard._switch.store):
+            other = await stack.enter_async_context(beside(make()))
+            workers.append(other.worker)
+        on = await guard.enable(message="moving", actor="ada")
+        for worker in workers:
+            await until(lambda worker=worker: worker.state == on)  # type: ignore[misc]  # a loop's own
+        with pytest.raises(MaintenanceError, match="moving"):
+            async with guard.admit():
+                raise AssertionError
+        off = await guard.disable(actor="bob")
+        assert off.epoch > on.epoch
+        assert not guard.is_active
+
+
+async def test_state_outlives_a_worker(make: Make) -> None:
+    """A worker that starts later refuses from its first request."""
+    first = guard_of(make())
+    async with first.lifespan():
+        await first.enable(message="closed")
+    del first
+    later = guard_of(make())
+    async with later.lifespan():
+        assert later.state.message == "closed"
+        assert later.is_active
 
 
 async def test_work_is_admitted_and_counted(make: Make) -> None:
     """What runs under a guard is counted until it ends, in nested order too."""
-    guard = MaintenanceGuard(make())
-    counts = guard._switch.worker.counts
+    guard = guard_of(make())
+    worker = guard._switch.worker
     async with guard.admit():
         with guard.admit():
-            assert counts()[0] == 2
-        assert counts()[0] == 1
-    assert counts() == (0, 0, None)
+            assert len(worker.current) == 2
+        assert len(worker.current) == 1
+    assert not worker.current
+    assert not worker.old
 
 
 async def test_drain_says_what_a_store_can_know(make: Make) -> None:
-    """A store with a fence is drained or busy; one without can never tell."""
-    guard, other = MaintenanceGuard(make()), MaintenanceGuard(make())
+    """A store with reports is drained or busy; one without can never tell."""
+    guard = guard_of(make())
     begun, ended = anyio.Event(), anyio.Event()
 
     async def work() -> None:
@@ -141,80 +192,114 @@ async def test_drain_says_what_a_store_can_know(make: Make) -> None:
             begun.set()
             await ended.wait()
 
-    async with anyio.create_task_group() as group:
+    async with guard.lifespan(), anyio.create_task_group() as group:
         # A task of its own: what drains inside its own work does not wait for that.
         group.start_soon(work)
         await begun.wait()
-        await outcome_is(other, "busy")
+        await guard.enable()
+        busy = await guard.drain(timeout=1)
         ended.set()
-    await outcome_is(other, "drained")
-
-
-async def outcome_is(guard: MaintenanceGuard, wanted: str) -> None:
-    """Fence a switch, and compare what it says."""
-    await guard.enable()
-    # Some stores ask their workers, who take a moment to answer.
-    report = await guard.drain(timeout=0 if wanted == "busy" else 10)
-    if not is_fenced(guard._switch.store):
-        wanted = "unknown"
-    assert report.outcome == wanted
-    assert report.drained is (wanted == "drained")
+        drained = await guard.drain()
+        outcomes = [busy.outcome, drained.outcome]
+        if has_fence(guard._switch.store):
+            assert outcomes == ["busy", "drained"]
+            assert "work" in busy.reason
+        else:
+            assert outcomes == ["unknown", "unknown"]
+            assert drained.seconds < 1
 
 
 async def test_blocks_of_two_workers_hold_it_together(make: Make) -> None:
     """Overlapping maintenance() blocks open it when the last one leaves."""
-    one, other = MaintenanceGuard(make()), MaintenanceGuard(make())
-    if not is_fenced(one._switch.store):
-        # It cannot vouch for a drain, so that no block begins.
-        with pytest.raises(DrainError, match="unknown"):
-            async with one.maintenance():
-                raise AssertionError
-        assert (await one._switch.source.read("default")).holders == ("operator",)
-        return
-    for guard in (one, other):
-        await guard._switch.join()
-    async with one.maintenance(drain_timeout=5):
-        async with other.maintenance(drain_timeout=5):
-            assert len((await seen_by(one)).holders) == 2
-        assert len((await seen_by(one)).holders) == 1
-        with pytest.raises(StoreError, match="held by"):
-            await other.disable()
-        assert (await seen_by(other)).active
-    assert not (await seen_by(other)).active
+    one, other = guard_of(make()), guard_of(make())
+    async with one.lifespan(), other.lifespan():
+        if not has_fence(one._switch.store):
+            with pytest.raises(DrainError, match="unknown"):
+                async with one.maintenance():
+                    raise AssertionError
+            assert (await one._switch.read()).enabled
+            return
+        async with one.maintenance(drain_timeout=5):
+            async with other.maintenance(drain_timeout=5):
+                assert len((await one._switch.read()).holders) == 2
+            assert len((await one._switch.read()).holders) == 1
+            with pytest.raises(StoreError, match="held by"):
+                await other.disable()
+        assert not (await other._switch.read()).enabled
 
 
 async def test_switches_of_one_place_are_apart(make: Make) -> None:
     """A switch of another name is another switch, with workers of its own."""
-    shop, pay = MaintenanceGuard(make()), MaintenanceGuard(make(), name="pay")
-    await pay.enable()
-    assert not (await seen_by(shop)).active
-    assert shop._switch.worker is not pay._switch.worker
-    assert (await pay._switch.source.read("pay")).active
+    shop, pay = guard_of(make()), guard_of(make(), "pay")
+    async with shop.lifespan(), pay.lifespan():
+        await pay.enable()
+        assert pay.is_active
+        assert not shop.is_active
+        assert shop._switch.worker is not pay._switch.worker
 
 
-async def test_place_is_described_without_waiting(make: Make) -> None:
-    """People are told where a state lives."""
-    assert describe(make()).strip()
-
-
-async def test_fenced_stores_list_their_workers(make: Make) -> None:
-    """A worker is in the roster while it has joined, and can be forgotten or kept."""
-    store = make()
-    guard = MaintenanceGuard(store)
-    source: FencedStore = guard._switch.source
-    assert (await source.roster("default")).rows == ()
-    await guard._switch.join()
-    rows = (await source.roster("default")).rows
-    assert [row.id for row in rows] == (
-        [guard._switch.worker.id] if is_fenced(store) else []
-    )
-    await source.vouch("default", (await source.roster("default")).generation)
-    if not is_fenced(store):
-        with pytest.raises(StoreError, match="does not know its workers"):
-            await source.forget("default", ["1-a"])
+async def test_worker_is_listed_until_it_leaves(make: Make) -> None:
+    """A store with reports lists a worker from its start to its end."""
+    guard = guard_of(make())
+    if not has_fence(guard._switch.store):
+        assert await guard._switch.roster() is None
+        with pytest.raises(StoreError, match="keeps no list of workers"):
+            await guard._switch.forget("1-a")
         return
-    await source.forget("default", [])
-    assert len((await source.roster("default")).rows) == 1
+    async with guard.lifespan():
+        roster = await guard._switch.roster()
+        assert roster is not None
+        assert [w.id for w in roster.living] == [guard._switch.worker.id]
+    roster = await guard._switch.roster()
+    assert roster is not None
+    assert roster.workers == ()
+
+
+def test_place_is_described_without_waiting(make: Make) -> None:
+    """People are told where a state lives."""
+    assert location(make()).strip()
+
+
+# A store of two methods.
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[TestClient, MaintenanceGuard]]:
+    """Serve an application behind a store of two methods."""
+    guard = MaintenanceGuard(own(folder)())
+    app = FastAPI(dependencies=[Depends(guard)], lifespan=guard.lifespan)
+    app.get("/")(lambda: "open")
+    with TestClient(app) as client:
+        yield client, guard
+
+
+def test_enable_on_a_small_store_returns_when_this_process_has_adopted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next request of this process is refused, without a warning."""
+    with served(tmp_path) as (client, guard):
+        assert client.get("/").status_code == 200
+        assert client.portal is not None
+        client.portal.call(guard.enable)
+        assert client.get("/").status_code == 503
+        client.portal.call(guard.disable)
+        assert client.get("/").status_code == 200
+    assert "not acknowledged" not in caplog.text
+
+
+def test_small_store_is_read_once_a_second(tmp_path: Path) -> None:
+    """A change of another process arrives within a second or so."""
+    with served(tmp_path) as (client, guard):
+        assert poll_interval(guard._switch.store) == 1
+        begun = time.monotonic()
+        state = MaintenanceState(enabled=True, epoch=1)
+        own(tmp_path)().publish("default", lambda _: state)
+        while client.get("/").status_code == 200:
+            assert time.monotonic() - begun < 3
+            time.sleep(0.01)
+
+
+# What is no store.
 
 
 @pytest.mark.parametrize("name", ["", "Shop", "a/b", "a" * 65, 5, None, b"shop"])
@@ -222,3 +307,70 @@ def test_name_that_some_store_could_not_have_is_refused(name: Any) -> None:
     """A switch is named alike in files, in Redis and on the command line."""
     with pytest.raises(ValueError, match="must be 1 to 64 of a-z"):
         MaintenanceGuard(MemoryStore(), name=name)
+
+
+class Coroutines:
+    """A store as users of an async framework first write it."""
+
+    async def read(self, name: str) -> None:
+        """Return nothing, too late."""
+
+    async def publish(self, name: str, change: object) -> None:
+        """Return nothing, too late."""
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        (7, "store must be a Store, a URL or None, not 7"),
+        (MemoryStore, "store must be a Store, a URL or None, not <class"),
+        (Coroutines(), "Coroutines.read must be a plain function, not async"),
+    ],
+)
+def test_what_is_no_store_is_an_error_at_once(store: Any, said: str) -> None:
+    """A mistake is found when the guard is built, not at the first request."""
+    with pytest.raises(TypeError, match=said):
+        MaintenanceGuard(store)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nothing", "memory:x", "http://host/", "foo://a:secret@host/0"]
+)
+def test_url_that_names_no_store(url: str) -> None:
+    """The error has the forms that there are, and no password."""
+    with pytest.raises(ValueError, match=r"unknown store URL .*use memory:") as refused:
+        open_store(url)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(TypeError, match="must be a string"):
+        open_store(7)  # type: ignore[arg-type]  # the mistake
+
+
+def test_environment_names_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty variable is an unset one: the directory in the present one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_STORE", "memory:")
+    assert isinstance(as_store(None), MemoryStore)
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_STORE", "")
+    assert location(as_store(None)) == str(tmp_path / ".fastapi-maintenance")
+
+
+def test_store_without_a_name_for_people_is_called_by_its_class() -> None:
+    """A store needs no location."""
+    assert location(Coroutines()) == "Coroutines"  # type: ignore[arg-type]  # only named
+
+
+def test_engines_are_loaded_when_they_are_used() -> None:
+    """A service pays for no client of a database that it does not use."""
+    code = """
+import subprocess
+import sys
+import fastapi_maintenance.stores as stores
+stores.open_store("file:state")
+print({"redis", "sqlalchemy", "fastapi"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

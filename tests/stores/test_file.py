@@ -1,112 +1,144 @@
-"""The file store and its workers: what they know, and what they do when it is lost."""
+"""The directory store: what it keeps, what it refuses, and what outlives a loss."""
 
-import asyncio
 import errno
-import fcntl
 import gc
 import json
-import logging
 import os
+import resource
 import shutil
+import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import anyio
 import pytest
+from filelock import lock_descriptor
 
-from fastapi_maintenance.state import EPOCH_LIMIT, MaintenanceState
-from fastapi_maintenance.stores import (
-    StoreError,
-    _descriptors,
-    open_store,
-)
-from fastapi_maintenance.stores._admission import Admission, own_counts
-from fastapi_maintenance.stores._epoch import EpochFile
-from fastapi_maintenance.stores._keeper import FileWorker
-from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
-from fastapi_maintenance.stores._registry import worker_at
-from fastapi_maintenance.stores._slots import slot_path
-from fastapi_maintenance.stores._view import Held
-from fastapi_maintenance.stores.file import FileStore
+from fastapi_maintenance import FileStore, MaintenanceState, StoreError, open_store
+from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.fence import DrainReport, Roster, WorkerReport
+from fastapi_maintenance.processes import ProcessIdentity
+from fastapi_maintenance.stores import CannotJoinError
+from fastapi_maintenance.stores import file as module
+from fastapi_maintenance.switch import DrainOptions, Switch
 from tests.stores.children import NOBODY, in_child, living_child, needs_root
-from tests.stores.test_disk import inside
 
-ON = MaintenanceState(active=True, message="closed")
+ON = MaintenanceState(enabled=True, message="closed")
+OFF = MaintenanceState()
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    """A store that nobody has used yet."""
+    """A store that has not been used yet."""
     return FileStore(tmp_path / "state")
 
 
 @pytest.fixture
-def worker(store: FileStore) -> Iterator[FileWorker]:
-    """A worker that has joined; its keeper looks only when a test says so."""
-    made = store.worker("default")
-    made._keeper = threading.Event()
-    made.join()
-    yield made
-    made.current.clear()
-    made.old.clear()
-    made.leave()
-
-
-@pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user can enter."""
+    """A directory that every user can enter."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)
 
 
 def publish(store: FileStore, state: MaintenanceState) -> MaintenanceState:
-    """Publish a state."""
-    return asyncio.run(store.publish("default", lambda _: state))
+    """Publish a state under a new epoch."""
+    return store.publish("default", published(lambda _: state))
 
 
 def write(store: FileStore, text: str) -> None:
     """Write the state file by hand."""
-    store.run.state_path("default").write_text(text)
+    store.state_path("default").write_text(text)
 
 
-def ended(admission: Admission) -> None:
-    """End admitted work."""
-    admission.__exit__(None, None, None)
+def report(worker: str = "1-a", generation: str | None = None) -> WorkerReport:
+    """Return a report of which only a lock can prove anything."""
+    return WorkerReport(id=worker, host="here", pid=0, generation=generation)
 
 
-def is_on(worker: FileWorker) -> bool:
+def switch_of(store: FileStore, name: str = "default") -> Switch:
+    """Return a switch of this process whose rosters need no time to settle."""
+    switch = Switch(store, name)
+    switch.settling = 0
+    return switch
+
+
+@contextmanager
+def joined(store: FileStore, name: str = "default") -> Iterator[Switch]:
+    """Be a worker for the time of a block."""
+    switch = switch_of(store, name)
+    switch._kept.enter()
+    try:
+        yield switch
+    finally:
+        switch._kept.leave()
+
+
+def joined_for_good(store: FileStore) -> Switch:
+    """Join in a child, which will be killed."""
+    switch = switch_of(store)
+    switch._kept.enter()
+    return switch
+
+
+def drain(
+    store: FileStore, timeout: float = 10, workers: int | None = None
+) -> DrainReport:
+    """Switch on and drain, as a command does."""
+    switch = switch_of(store)
+    options = DrainOptions(timeout=timeout, workers=workers)
+
+    async def run() -> DrainReport:
+        return await switch.drain(options, enable=EnableOptions())
+
+    return anyio.run(run)
+
+
+def is_on(switch: Switch) -> bool:
     """Admit work, and tell whether it would be refused."""
-    admission = worker.admit("work")
-    ended(admission)
-    return admission.state.active
+    admission = switch.worker.admit("work")
+    assert admission is not None
+    admission.release()
+    return admission.state.enabled
 
 
-def alive(store: FileStore) -> list[tuple[int, int]]:
-    """Return the counts of all rows."""
-    rows = asyncio.run(store.roster("default")).rows
-    return [(row.current, row.old) for row in rows if row.liveness == "alive"]
-
-
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Wait for a condition."""
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, condition
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
-# The store itself.
+def delete(path: Path) -> None:
+    """Delete a directory while workers write into it."""
+    inode = path.stat().st_ino
+    while path.exists() and path.stat().st_ino == inode:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def mode_of(path: Path) -> int:
+    """Return the rights of a file."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# The state.
 
 
 def test_store_touches_nothing_before_its_first_use(tmp_path: Path) -> None:
-    """Making one, and asking it, leaves no trace."""
+    """Making one, reading it and looking for workers leaves no trace."""
     store = FileStore(tmp_path / "state")
     assert not store.exists
-    assert store.peek("default") == MaintenanceState()
-    assert store.location == str(tmp_path / "state")
+    assert store.read("default") is None
+    assert store.roster("default") == Roster(complete=False)
+    assert store.confirm("default", "", complete=False) == ""
+    store.remove("default", "1-a")
     assert repr(store) == f"FileStore('{tmp_path}/state')"
     assert list(tmp_path.iterdir()) == []
 
@@ -120,800 +152,1021 @@ def test_store_stays_where_it_was_made(
     monkeypatch.chdir("/")
     assert store.path == tmp_path / ".fastapi-maintenance"
     assert store.run_dir == tmp_path / ".fastapi-maintenance/run"
+    assert store.location == str(tmp_path / ".fastapi-maintenance")
+    elsewhere = FileStore("/srv/shop", run_dir="/run/shop")
+    assert elsewhere.location == "/srv/shop (reports in /run/shop)"
 
 
-def test_store_needs_a_path() -> None:
-    """An empty path is a mistake, not the working directory."""
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_store_needs_a_path(path: str) -> None:
+    """What can be no path is an error at once."""
     with pytest.raises(ValueError, match="must name a directory"):
-        FileStore("")
+        FileStore(path)
+    if path:
+        with pytest.raises(ValueError, match="must name a directory"):
+            FileStore("a", run_dir=path)
 
 
-def test_two_stores_of_one_place_share_a_worker(tmp_path: Path) -> None:
-    """A process is one row, however its store is spelt."""
-    first, second = FileStore(tmp_path), open_store(f"file:{tmp_path}")
-    assert isinstance(second, FileStore)
-    assert first.worker("a") is second.worker("a")
-    assert first.worker("a") is not second.worker("b")
-    place = f"file:{tmp_path}?{tmp_path}/run"
-    worker = first.worker("a")
-    assert worker_at(FileWorker, place, "a", lambda: worker) is worker
-    with pytest.raises(TypeError, match="is a place of FileWorker"):
-        worker_at(PolledWorker, place, "a", lambda: PolledWorker(PolledLink(), ""))
+@pytest.mark.parametrize(
+    ("url", "path", "run_dir"),
+    [
+        ("file:state", "{here}/state", "{here}/state/run"),
+        ("file:/srv/a%20b", "/srv/a b", "/srv/a b/run"),
+        ("file:///srv/shop?run_dir=/run/shop", "/srv/shop", "/run/shop"),
+        ("file:///srv/shop?run_dir=", "/srv/shop", "/srv/shop/run"),
+        ("file:c:/shop", "{here}/c:/shop", "{here}/c:/shop/run"),
+    ],
+)
+def test_url_names_a_directory(
+    url: str, path: str, run_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL has a path as a shell has it, or an absolute one after three slashes."""
+    monkeypatch.chdir(tmp_path)
+    store = open_store(url)
+    assert isinstance(store, FileStore)
+    assert str(store.path) == path.format(here=tmp_path)
+    assert str(store.run_dir) == run_dir.format(here=tmp_path)
 
 
-def test_publish_is_read_back(store: FileStore) -> None:
-    """What is published is what the next one reads, under a larger epoch."""
-    first, second = publish(store, ON), publish(store, ON)
-    assert second.epoch > first.epoch > 0
-    assert asyncio.run(store.read("default")) == second
-    assert store.exists
+@pytest.mark.parametrize(
+    "url",
+    ["file:", "file://", "file://host/srv", "file:a?b=c", "file:a?run_dir=a&run_dir=b"],
+)
+def test_url_that_names_no_directory(url: str) -> None:
+    """A mistake in a URL is an error with both forms."""
+    with pytest.raises(ValueError, match=r"use file:PATH or file:///ABSOLUTE"):
+        open_store(url)
 
 
-def test_publish_mends_a_damaged_file(store: FileStore) -> None:
-    """What nobody understands is taken for closed, and replaced."""
+def test_publish_makes_what_a_state_needs(tmp_path: Path) -> None:
+    """Missing parents are made, with exact rights, and nothing among the reports."""
+    store = FileStore(tmp_path / "parent/state")
+    before = os.umask(0o077)
+    try:
+        first = publish(store, ON)
+    finally:
+        os.umask(before)
+    assert store.read("default") == first
+    assert mode_of(store.path) == 0o755
+    assert mode_of(store.state_path("default")) == 0o644
+    assert (store.path / ".gitignore").read_text() == "*\n"
+    assert sorted(path.name for path in store.path.iterdir()) == [
+        *(".gitignore", "default.json", "default.lock")
+    ]
+    assert publish(store, OFF).epoch > first.epoch
+
+
+def test_directory_of_other_programs_is_shared(tmp_path: Path) -> None:
+    """What was there stays, and git goes on seeing it."""
+    (tmp_path / "settings.json").write_text("precious")
+    store = FileStore(tmp_path)
+    with joined(store) as switch:
+        (store.run_dir / "default/notes").write_text("precious")
+        (store.run_dir / "default/a note.json").write_text("{}")
+        publish(store, ON)
+        until(lambda: is_on(switch))
+        assert len(store.roster("default").workers) == 1
+    assert not (tmp_path / ".gitignore").exists()
+    assert (tmp_path / "settings.json").read_text() == "precious"
+    assert (store.run_dir / "default/notes").read_text() == "precious"
+
+
+def test_change_that_fails_passes_through(store: FileStore) -> None:
+    """Errors of a change are its own, also those of the operating system."""
+
+    def change(_: MaintenanceState | None) -> MaintenanceState:
+        raise PermissionError("the operator's")
+
+    with pytest.raises(PermissionError, match="the operator's"):
+        store.publish("default", change)
+    assert store.read("default") is None
+    assert publish(store, ON).enabled
+
+
+def test_publish_repairs_a_damaged_file(store: FileStore) -> None:
+    """What cannot be understood counts as closed, and is replaced."""
     publish(store, ON)
     write(store, "{")
-    with pytest.raises(StoreError, match="mend it"):
-        store.peek("default")
-    seen: list[MaintenanceState] = []
+    with pytest.raises(StoreError, match=r"default.json.*repair it, or replace it"):
+        store.read("default")
+    seen: list[MaintenanceState | None] = []
 
-    def change(before: MaintenanceState) -> MaintenanceState:
+    def change(before: MaintenanceState | None) -> MaintenanceState:
         seen.append(before)
-        return MaintenanceState()
+        return OFF
 
-    asyncio.run(store.publish("default", change))
-    assert seen[0].active
-    assert not store.peek("default").active
+    store.publish("default", published(change))
+    assert seen[0] is not None
+    assert seen[0].enabled
+    assert store.read("default") is not None
 
 
 def test_publish_keeps_what_a_newer_release_wrote(store: FileStore) -> None:
     """An older release does not replace what it does not understand."""
     publish(store, ON)
-    write(store, '{"version": 9, "active": true}')
+    write(store, '{"version": 9, "enabled": true}')
     with pytest.raises(StoreError, match="newer release"):
-        publish(store, MaintenanceState())
-    assert store.peek("default").version == 9
+        publish(store, OFF)
+    kept = store.read("default")
+    assert kept is not None
+    assert kept.version == 9
 
 
-def test_publish_refuses_the_last_epoch(store: FileStore) -> None:
-    """An epoch that was written by hand cannot exhaust the numbers unnoticed."""
-    publish(store, ON)
-    write(store, json.dumps({"active": True, "epoch": EPOCH_LIMIT - 1}))
-    with pytest.raises(StoreError, match="written by hand"):
-        publish(store, ON)
-    assert store.peek("default").active
-
-
-def test_publish_where_it_cannot_is_one_line(tmp_path: Path) -> None:
-    """The error names the place and the remedy."""
+@pytest.mark.parametrize("place", ["state", "."])
+def test_publish_where_it_cannot_is_one_line(tmp_path: Path, place: str) -> None:
+    """A file in the place of the directory, or of its parent, is named and kept."""
     (tmp_path / "state").write_text("precious")
+    store = FileStore(tmp_path / "state" / place)
+    if place == ".":
+        store = FileStore(tmp_path / "state/below")
+    assert store.read("default") is None
     with pytest.raises(
-        StoreError, match=r"cannot set maintenance in .*not a directory"
+        StoreError, match=r"cannot set maintenance in .*director.*choose another place"
     ):
-        publish(FileStore(tmp_path / "state"), ON)
+        publish(store, ON)
     assert (tmp_path / "state").read_text() == "precious"
 
 
-def failing_epoch(
-    monkeypatch: pytest.MonkeyPatch, then: Callable[[], object] = bool
+def test_publish_on_a_full_disk(store: FileStore) -> None:
+    """The old state stands, nothing is left behind, and the reason is said."""
+    publish(store, ON)
+
+    def full() -> bool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        with pytest.raises(StoreError, match=r"file too large.*; repair that, or"):
+            publish(store, OFF)
+        return True
+
+    assert in_child(full)
+    kept = store.read("default")
+    assert kept is not None
+    assert kept.enabled
+    assert len(list(store.path.iterdir())) == 3
+
+
+def test_writers_wait_for_each_other(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Make the disk refuse what is written into the epoch file."""
+    """One that waits too long is told so; one whose lock was deleted waits again."""
+    publish(store, ON)
+    lock = store.path / "default.lock"
+    held = module._Held.lock(lock, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LOCK_TIMEOUT", 0.02)
+        with pytest.raises(StoreError, match="another process holds the lock"):
+            publish(store, OFF)
+    done = threading.Thread(target=publish, args=(store, OFF))
+    done.start()
+    lock.unlink()
+    held.release()
+    done.join()
+    kept = store.read("default")
+    assert kept is not None
+    assert not kept.enabled
 
-    def refuse(*_: object) -> int:
-        then()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "pwrite", refuse)
+def fifo(path: Path) -> None:
+    """Make a pipe, which hangs a careless reader."""
+    os.mkfifo(path)
 
 
-@pytest.mark.parametrize("text", [None, '{"active":  true}', "{"])
-def test_publish_without_its_epoch_leaves_the_old_state(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch, text: str | None
+def zeros(path: Path) -> None:
+    """Make a link to a file without an end."""
+    path.symlink_to("/dev/zero")
+
+
+def dangling(path: Path) -> None:
+    """Make a link to nothing, which a careless writer makes into a file."""
+    path.symlink_to(path.parent.parent / "made-by-mistake")
+
+
+def huge(path: Path) -> None:
+    """Make a file that is no state by its size alone."""
+    path.write_text(" " * 65_536 + '{"enabled": true}')
+
+
+def everyones(path: Path) -> None:
+    """Make a state that everyone could have written."""
+    path.write_text('{"enabled": false}')
+    path.chmod(0o666)
+
+
+def truncated(path: Path) -> None:
+    """Make a state that was cut off."""
+    path.write_text('{"enabled": tr')
+
+
+HOSTILE = [fifo, zeros, dangling, Path.mkdir, huge, everyones, truncated, Path.touch]
+
+
+@pytest.mark.parametrize("make", HOSTILE)
+def test_state_that_is_not_trusted(
+    store: FileStore, make: Callable[[Path], object]
 ) -> None:
-    """A state that no worker is told of is not left behind for later readers."""
-    path = store.run.state_path("default")
-    if text is not None:
+    """It is an error, a cold worker refuses, and a running one keeps what it knew."""
+    with joined(store) as switch:
+        publish(store, ON)
+        until(lambda: is_on(switch))
+        path = store.state_path("default")
+        path.unlink()
+        make(path)
+        with pytest.raises(StoreError, match=r"cannot read .*default\.json"):
+            store.read("default")
+
+        def cold() -> bool:
+            with pytest.raises(StoreError, match="cannot read"):
+                joined_for_good(FileStore(store.path))
+            return True
+
+        assert in_child(cold)
+        assert is_on(switch)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not (store.path.parent / "made-by-mistake").exists()
+
+
+# Hand edits.
+
+
+def test_edit_by_hand_is_published(store: FileStore) -> None:
+    """A text without an epoch is seen within a second, and gets one."""
+    with joined(store) as switch:
+        publish(store, OFF)
+        for text in ('{"enabled": true, "message": "by hand"}', '{"enabled": false}'):
+            before = switch.worker.state.epoch
+            begun = time.monotonic()
+            write(store, text)
+            until(lambda text=text: is_on(switch) is json.loads(text)["enabled"])  # type: ignore[misc]  # a loop's own
+            assert time.monotonic() - begun < 1
+            until(
+                lambda: json.loads(store.state_path("default").read_text()).get("tag")
+            )
+            assert switch.worker.state.epoch > before
+        assert drain(store).drained
+
+
+def test_edit_that_keeps_its_epoch_is_published(store: FileStore) -> None:
+    """One word changed in place is seen too, and gets another epoch."""
+    with joined(store) as switch:
+        first = publish(store, ON)
+        until(lambda: is_on(switch))
+        path = store.state_path("default")
+        write(store, path.read_text().replace('"enabled": true', '"enabled": false'))
+        until(lambda: not is_on(switch))
+        assert switch.worker.state.epoch > first.epoch
+
+
+def test_edit_with_a_larger_epoch_is_adopted(store: FileStore) -> None:
+    """A configuration tool may count for itself."""
+    with joined(store) as switch:
+        publish(store, OFF)
+        write(store, json.dumps({"enabled": True, "epoch": 1 << 52}))
+        until(lambda: is_on(switch))
+        assert switch.worker.state.epoch == 1 << 52
+
+
+def test_removed_state_is_written_back(store: FileStore) -> None:
+    """Removing the file opens nothing under a worker that knows it enabled."""
+    with joined(store) as switch:
+        state = publish(store, ON)
+        until(lambda: is_on(switch))
+        store.state_path("default").unlink()
+        until(store.state_path("default").exists)
+        assert store.read("default") == state
+        assert is_on(switch)
+
+
+def test_state_from_a_backup_is_replaced(store: FileStore) -> None:
+    """An older publication that is put back is not a new one."""
+    with joined(store) as switch:
+        publish(store, OFF)
+        old = store.state_path("default").read_text()
+        until(lambda: switch.worker.state.epoch)
+        state = publish(store, ON)
+        until(lambda: is_on(switch))
+        write(store, old)
+        until(lambda: store.read("default") == state)
+        assert is_on(switch)
+
+
+def test_mounted_configuration_is_read_through_its_links(store: FileStore) -> None:
+    """A ConfigMap stays the link that it is, is obeyed, and makes drains impossible."""
+    for turn, text in enumerate(('{"enabled": false}', '{"enabled": true}')):
+        (store.path / f"..{turn}").mkdir(parents=True)
+        (store.path / f"..{turn}/default.json").write_text(text)
+    (store.path / "..data").symlink_to("..0")
+    path = store.state_path("default")
+    path.symlink_to("..data/default.json")
+    with joined(store) as switch:
+        assert not is_on(switch)
+        (store.path / "..next").symlink_to("..1")
+        (store.path / "..next").replace(store.path / "..data")
+        until(lambda: is_on(switch))
+        with pytest.raises(StoreError, match="is a link, such as a ConfigMap's"):
+            publish(store, OFF)
+        until(lambda: [w.uncounted for w in store.roster("default").workers] == [1])
+        (store.path / "..next").symlink_to("..0")
+        (store.path / "..next").replace(store.path / "..data")
+        until(lambda: not is_on(switch))
+    assert path.is_symlink()
+
+
+# Workers.
+
+
+def test_worker_joins_and_leaves(store: FileStore) -> None:
+    """A report is private, and a worker that has left leaves nothing but the roster."""
+    with joined(store) as switch:
+        folder = store.run_dir / "default"
+        assert mode_of(store.run_dir) == mode_of(folder) == 0o700
+        assert mode_of(folder / f"{switch.worker.id}.json") == 0o600
+        roster = store.roster("default")
+        assert roster.members == {switch.worker.id}
+        assert roster.complete
+        assert drain(store).drained
+    roster = store.roster("default")
+    assert (roster.members, roster.workers, roster.complete) == (frozenset(), (), True)
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "members.json"]
+
+
+def test_two_stores_of_one_place_share_a_worker(tmp_path: Path) -> None:
+    """A process is one worker of a switch, however its directory is spelt."""
+    one = Switch(FileStore(tmp_path / "a/../state"), "default")
+    other = Switch(FileStore(tmp_path / "state"), "default")
+    assert one.worker is other.worker
+    assert Switch(FileStore(tmp_path / "state"), "pay").worker is not one.worker
+    one._kept.enter()
+    assert len(other.store.roster("default").workers) == 1  # type: ignore[attr-defined]  # a directory
+    one._kept.leave()
+
+
+def test_busy_worker_of_another_process_is_waited_for(store: FileStore) -> None:
+    """A drain is busy while older work runs elsewhere, and drained after it."""
+
+    def work() -> object:
+        switch = joined_for_good(FileStore(store.path))
+        admission = switch.worker.admit("POST /orders")
+        assert admission is not None
+        threading.Timer(0.4, admission.release).start()
+        return switch
+
+    with living_child(work):
+        report = drain(store, timeout=0.1)
+        assert report.outcome == "busy"
+        assert "POST /orders" in report.reason
+        assert drain(store).drained
+
+
+def test_killed_worker_is_proven_dead(store: FileStore) -> None:
+    """Its lock is enough, and it is taken off the list."""
+    with living_child(lambda: store.report("default", report())) as end:
+        (worker,) = store.roster("default").workers
+        assert worker.liveness == "alive"
+        end()
+        (worker,) = store.roster("default").workers
+        assert worker.liveness == "dead"
+    anyio.run(switch_of(store).roster)
+    assert store.roster("default").members == frozenset()
+    assert not list((store.run_dir / "default").glob("1-a.*"))
+
+
+def test_lock_of_another_kernel_proves_nothing(store: FileStore) -> None:
+    """A guest's lock on a shared folder may be invisible here."""
+    far = ProcessIdentity(boot="another", machine="another")
+    store.report("default", report().model_copy(update={"process": str(far)}))
+    store._held["default", "1-a"].release()
+    (worker,) = store.roster("default").workers
+    assert worker.liveness == "alive"
+
+
+def test_worker_that_has_said_nothing_for_long_is_silent(store: FileStore) -> None:
+    """Silence is shown, and proves nothing."""
+    store.report("default", report())
+    os.utime(store.run_dir / "default/1-a.json", (0, 0))
+    (worker,) = store.roster("default").workers
+    assert worker.liveness == "silent"
+    assert worker.age > 3
+
+
+def test_cleaned_locks_do_not_make_a_worker_dead(store: FileStore) -> None:
+    """A lock that was removed under a living worker is made again, and proves again."""
+    with living_child(lambda: joined_for_good(FileStore(store.path))) as end:
+        (lock,) = (store.run_dir / "default").glob("*-*.lock")
+        lock.unlink()
+        assert store.roster("default").workers[0].liveness == "alive"
+        lock.touch(0o600)
+        assert store.roster("default").workers[0].liveness == "alive"
+        lock.unlink()
+        until(lock.exists)
+        inode = lock.stat().st_ino
+        until(lambda: store.roster("default").workers[0].lock == inode)
+        assert store.roster("default").workers[0].liveness == "alive"
+        end()
+        assert store.roster("default").workers[0].liveness == "dead"
+
+
+def test_lock_is_replaced_before_the_old_one_is_released(store: FileStore) -> None:
+    """At no moment does a report name a lock that is free."""
+    store.report("default", report())
+    earlier = store._held["default", "1-a"]
+    (store.run_dir / "default/1-a.lock").unlink()
+    assert store.report("default", report()).replaced
+    assert earlier.descriptor is None
+    assert store._held["default", "1-a"].inode != earlier.inode
+
+
+def test_probe_makes_nothing(tmp_path: Path) -> None:
+    """Whether a lock is free is found out without making a file."""
+    assert not module._is_free(tmp_path / "gone/1-a.lock", 1)
+    assert not module._is_free(tmp_path / "1-a.lock", 1)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "1-a.lock").touch()
+    inode = (tmp_path / "1-a.lock").stat().st_ino
+    assert module._is_free(tmp_path / "1-a.lock", inode)
+    assert not module._is_free(tmp_path / "1-a.lock", inode + 1)
+
+
+@pytest.mark.parametrize("make", [*HOSTILE, lambda path: path.write_text("{}")])
+def test_report_that_cannot_be_read_is_a_worker(
+    store: FileStore, make: Callable[[Path], object]
+) -> None:
+    """It is shown as one that has said nothing, so that no drain overlooks it."""
+    with joined(store):
+        folder = store.run_dir / "default"
+        path = folder / "7-b.json"
+        make(path)
+        workers = {worker.id: worker for worker in store.roster("default").workers}
+        assert (workers["7-b"].host, workers["7-b"].seen) == ("unknown", 0)
+        assert drain(store, timeout=0).outcome in {"busy", "lost"}
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_id_is_no_path(store: FileStore) -> None:
+    """A person can forget workers, and nothing else."""
+    publish(store, ON)
+    with pytest.raises(StoreError, match="not the id of a worker"):
+        store.remove("default", "../../default")
+    assert store.read("default") is not None
+
+
+# Losses.
+
+
+@pytest.mark.parametrize("lost", ["run", "run/default", "."])
+def test_deleted_directory_comes_back(store: FileStore, lost: str) -> None:
+    """The state is written back, workers join again, and the roster is incomplete."""
+    with joined(store) as switch:
+        state = publish(store, ON)
+        until(lambda: switch.worker.state == state)
+        delete(store.path / lost)
+        until(lambda: len(store.roster("default").workers) == 1)
+        until(lambda: not store.roster("default").complete)
+        until(lambda: store.read("default") == state)
+        assert is_on(switch)
+        assert drain(store).outcome == "lost"
+        assert drain(store, workers=1).drained
+        assert drain(store).drained
+
+
+def test_deleted_report_comes_back(store: FileStore) -> None:
+    """A worker that finds less than it has written says so."""
+    with joined(store) as switch:
+        (store.run_dir / f"default/{switch.worker.id}.json").unlink()
+        report = drain(store, timeout=0.05)
+        assert not report.drained
+        until(lambda: store.roster("default").workers)
+        until(lambda: not store.roster("default").complete)
+
+
+def test_members_that_cannot_be_read_are_made_again(store: FileStore) -> None:
+    """A damaged list is a lost list."""
+    with joined(store) as switch:
+        (store.run_dir / "default/members.json").write_text("{")
+        until(lambda: store.roster("default").members == {switch.worker.id})
+        until(lambda: not store.roster("default").complete)
+
+
+def test_directory_of_a_new_release(store: FileStore) -> None:
+    """Workers move to a directory that was put in place of theirs."""
+    with joined(store) as switch:
+        state = publish(store, ON)
+        until(lambda: switch.worker.state == state)
+        store.path.rename(store.path.with_name("before"))
         store.path.mkdir()
-        write(store, text)
-    failing_epoch(monkeypatch)
-    with pytest.raises(StoreError, match=r"state: input/output error; run as"):
-        publish(store, ON)
-    assert (path.read_text() if path.exists() else None) == text
-    monkeypatch.undo()
-    assert publish(store, ON).active
+        until(lambda: store.read("default") == state)
+        until(lambda: len(store.roster("default").workers) == 1)
+        assert drain(store, workers=1).drained
+        assert is_on(switch)
 
 
-def test_publish_without_its_epoch_closes_what_nobody_trusts(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In place of a file that could not be read stands what it was taken for."""
-    store.path.mkdir()
-    write(store, "{}")
-    store.run.state_path("default").chmod(0o666)
-    failing_epoch(monkeypatch)
-    with pytest.raises(StoreError, match="input/output error"):
-        publish(store, MaintenanceState())
-    assert store.peek("default").active
+# Workers that cannot be counted.
 
 
-def test_publish_that_cannot_be_taken_back_says_so(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An operator is not told that the old state stands where it does not."""
-    failing_epoch(monkeypatch, lambda: shutil.rmtree(store.path))
-    with pytest.raises(StoreError, match=r"has the new state.*\(no such file.*again"):
-        publish(store, ON)
-
-
-@needs_root
-def test_publish_without_locks_that_prove_anything(tmp_path: Path) -> None:
-    """Where workers cannot be counted, the state can be set all the same."""
-    code = """
-import asyncio, sys
-from fastapi_maintenance.state import MaintenanceState
-from fastapi_maintenance.stores._polled import PolledLink, PolledWorker
-from fastapi_maintenance.stores._registry import worker_at
-from fastapi_maintenance.stores._slots import slot_path
-from fastapi_maintenance.stores._view import Held
-from fastapi_maintenance.stores.file import FileStore
-store = FileStore(sys.argv[1])
-worker = store.worker("default")
-worker.join()
-on = MaintenanceState(active=True)
-asyncio.run(store.publish("default", lambda before: on))
-roster = asyncio.run(store.roster("default"))
-print(roster.rows, roster.uncounted, worker.admit("").state.active)
-"""
-    done = inside("mount -t tmpfs none /proc", code, tmp_path / "state")
-    assert done.stdout == "() True True\n", done.stderr
-
-
-def test_forget_and_vouch(store: FileStore, worker: FileWorker) -> None:
-    """A person may drop a row, and may say that the rest is complete."""
-    gone = slot_path(store.run_dir, "default", "1-ab")
-    gone.touch()
-    assert len(asyncio.run(store.roster("default")).rows) == 2
-    asyncio.run(store.forget("default", ["1-ab"]))
-    assert len(asyncio.run(store.roster("default")).rows) == 1
-    for who, why in (("x", "no worker has this id"), (worker.id, "still runs")):
-        with pytest.raises(StoreError, match=why) as refused:
-            asyncio.run(store.forget("default", [who]))
-        assert "owner" not in str(refused.value)
-    (store.run_dir / "default.epoch").unlink()
-    roster = asyncio.run(store.roster("default"))
-    assert not roster.whole
-    asyncio.run(store.vouch("default", roster.generation))
-    assert asyncio.run(store.roster("default")).whole
-
-
-async def test_vouch_waits_for_a_writer_beside_the_loop(store: FileStore) -> None:
-    """A service that waits for another process goes on serving."""
-    await store.publish("default", lambda _: ON)
-    (store.run_dir / "default.epoch").unlink()
-    roster = await store.roster("default")
-    assert not roster.whole
-    descriptor = os.open(store.run_dir / "writer.lock", os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(store.vouch("default", roster.generation))
-        # Not before the other has begun to wait, or has waited in vain.
-        tasks.create_task(asyncio.to_thread(os.close, descriptor))
-    assert (await store.roster("default")).whole
-
-
-# A worker, counted.
-
-
-def test_admission_sees_what_was_published(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """The first admission after a publication knows of it, with no delay."""
-    assert not is_on(worker)
-    publish(FileStore(store.path), ON)
-    assert is_on(worker)
-    publish(FileStore(store.path), MaintenanceState())
-    assert not is_on(worker)
-
-
-def test_publisher_that_is_a_worker_knows_at_once(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """The state of one's own process needs no request to be known."""
-    state = publish(store, ON)
-    assert worker.state == state
-
-
-def test_publish_from_another_process(store: FileStore, worker: FileWorker) -> None:
-    """It makes no difference who publishes."""
-    assert in_child(lambda: publish(FileStore(store.path), ON))
-    assert is_on(worker)
-
-
-def test_counts_are_seen_by_others(store: FileStore, worker: FileWorker) -> None:
-    """What is in flight moves to *old* when a newer epoch is adopted."""
-    admission = worker.admit("work")
-    assert alive(store) == [(1, 0)]
-    publish(store, ON)
-    assert alive(store) == [(0, 1)]
-    ended(admission)
-    assert alive(store) == [(0, 0)]
-
-
-def test_leaving_is_clean(store: FileStore) -> None:
-    """A worker that has left is no row, no name and no open file."""
-    kept = set(_descriptors._ours)
-    worker = store.worker("default")
-    worker.enter()
-    assert len(alive(store)) == 1
-    worker.leave()
-    roster = asyncio.run(store.roster("default"))
-    assert (roster.rows, roster.uncounted, roster.whole) == ((), False, True)
-    assert set(_descriptors._ours) == kept
-
-
-def test_admission_after_another_thread_has_left(store: FileStore) -> None:
-    """Work that begins while its worker leaves joins again, and is counted."""
-    worker = store.worker("default")
-    worker.enter()
-    worker.leave()
-    admission = worker.admit("late")
-    assert alive(store) == [(1, 0)]
-    ended(admission)
-    worker.leave()
-    assert alive(store) == []
-
-
-def test_forgotten_worker_leaves(tmp_path: Path) -> None:
-    """The last guard takes its row with it."""
-    store = FileStore(tmp_path / "state")
-    worker = store.worker("default")
-    worker.join()
-    assert len(alive(store)) == 1
-    keeper = worker._keeper
-    assert keeper is not None
-    keeper.set()
-    del worker
-    gc.collect()
-    until(lambda: alive(store) == [])
-
-
-def test_forked_child_is_a_worker_of_its_own(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """It has none of the parent's requests, and a row of its own when it joins."""
-    admission = worker.admit("work")
-
-    def join() -> bool:
-        assert not worker.joined
-        assert own_counts(worker) == 0
-        worker.join()
-        return True
-
-    with living_child(join):
-        assert sorted(alive(store)) == [(0, 0), (1, 0)]
-    assert alive(store) == [(1, 0)]
-    ended(admission)
-
-
-def test_child_that_collects_leaves_the_parent_alone(tmp_path: Path) -> None:
-    """A row is taken away by the process that made it."""
-    store = FileStore(tmp_path / "state")
-    workers = [store.worker("default")]
-    workers[0].join()
-
-    def forget() -> bool:
-        workers.clear()
-        gc.collect()
-        return True
-
-    assert in_child(forget)
-    assert len(alive(store)) == 1
-    workers.pop().leave()
-
-
-# A worker and its state file.
-
-
-def keep(worker: FileWorker, looks: int = 1) -> None:
-    """Let the keeper look."""
-    for _ in range(looks):
-        worker.tend()
-
-
-def test_hand_edit_is_seen_by_the_keeper(store: FileStore, worker: FileWorker) -> None:
-    """A state that was written by hand needs no epoch."""
-    write(store, '{"active": true}')
-    keep(worker)
-    assert worker.state.active
-    # Nor does one whose number is larger than those to come.
-    write(store, json.dumps({"active": False, "epoch": EPOCH_LIMIT - 1}))
-    keep(worker)
-    assert not worker.state.active
-    assert worker.state.epoch < EPOCH_LIMIT - 1
-
-
-def test_keeper_sees_it_within_a_second(store: FileStore) -> None:
-    """Nobody has to ask: a thread looks."""
-    worker = store.worker("default")
-    worker.enter()
-    write(store, '{"active": true}')
-    began = time.monotonic()
-    until(lambda: worker.state.active)
-    assert time.monotonic() - began < 5
-    worker.leave()
-
-
-def test_mounted_config_map_is_followed(tmp_path: Path) -> None:
-    """A ConfigMap is replaced by turning a link; its workers count beside it."""
-    for name, active in (("1", "false"), ("2", "true")):
-        (tmp_path / "map" / name).mkdir(parents=True)
-        (tmp_path / "map" / name / "default.json").write_text(f'{{"active": {active}}}')
-    data = tmp_path / "map/..data"
-    data.symlink_to("1")
-    (tmp_path / "map/default.json").symlink_to("..data/default.json")
-    store = FileStore(tmp_path / "map", run_dir=tmp_path / "run")
-    worker = store.worker("default")
-    worker.enter()
-    assert not worker.state.active
-    (tmp_path / "fresh").symlink_to("2")
-    (tmp_path / "fresh").replace(data)
-    keep(worker)
-    assert worker.state.active
-    worker.leave()
-
-
-def test_removed_file_is_off_at_the_second_look(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """What deletes a directory deletes its files first: one look proves nothing."""
-    publish(store, ON)
-    store.run.state_path("default").unlink()
-    keep(worker)
-    assert worker.state.active
-    keep(worker)
-    assert not worker.state.active
-
-
-def test_damaged_file_keeps_the_last_state(
-    store: FileStore, worker: FileWorker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A worker says once that it cannot read it, and once that it can again."""
-    publish(store, ON)
-    write(store, "{")
-    keep(worker, 3)
-    assert worker.state.message == "closed"
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert "keeping the last state" in caplog.text
-    publish(store, MaintenanceState())
-    assert not worker.state.active
-    assert "can be used again" in caplog.text
-
-
-def test_damaged_file_at_a_cold_start_is_on(store: FileStore) -> None:
-    """Whoever has never known a state does not guess that it is off."""
-    store.path.mkdir()
-    write(store, "{")
-    worker = store.worker("default")
-    worker.join()
-    assert worker.state.active
-    worker.leave()
-
-
-def test_newer_state_that_cannot_be_read_is_on(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """A worker that knows that something was published does not stay open."""
-    publish(store, MaintenanceState())
-    epoch = store.run.open_epoch("default")
-    write(store, "{")
-    epoch.publish(worker.state.epoch + 1)
-    epoch.close()
-    assert is_on(worker)
-
-
-def test_newer_state_that_was_lost_is_on(store: FileStore, worker: FileWorker) -> None:
-    """A file that vanished right after it was published was not off."""
-    publish(store, MaintenanceState())
-    epoch = store.run.open_epoch("default")
-    store.run.state_path("default").unlink()
-    epoch.publish(worker.state.epoch + 1)
-    epoch.close()
-    assert is_on(worker)
-
-
-def test_state_that_could_not_be_read_once_is_read_again(
-    store: FileStore, worker: FileWorker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A trouble that passes leaves no trace in the file, and is looked for again."""
-    publish(store, MaintenanceState())
-    path = store.run.state_path("default")
-    text = path.read_text()
-    loop = path.with_name("loop")
-    loop.symlink_to(loop)
-    loop.replace(path)
-    keep(worker, 2)
-    assert "keeping the last state" in caplog.text
-    path.unlink()
-    path.write_text(text)
-    keep(worker)
-    assert "can be used again" in caplog.text
-
-
-# A worker and its row.
-
-
-def test_deleted_row_is_made_anew(store: FileStore, worker: FileWorker) -> None:
-    """With what is in flight, and under the same id."""
-    admission = worker.admit("work")
-    shutil.rmtree(store.run_dir)
-    assert alive(store) == []
-    keep(worker)
-    assert alive(store) == [(1, 0)]
-    assert not asyncio.run(store.roster("default")).whole
-    ended(admission)
-    assert alive(store) == [(0, 0)]
-
-
-def test_row_made_anew_has_seen_what_it_adopts(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """Old work stays old, and the present epoch is acknowledged."""
-    admission = worker.admit("work")
-    state = publish(store, ON)
-    (store.run_dir / f"default.{worker.id}.slot").unlink()
-    keep(worker)
-    (row,) = asyncio.run(store.roster("default")).rows
-    assert (row.seen, row.current, row.old) == (state.epoch, 0, 1)
-    ended(admission)
-
-
-def test_epochs_of_a_lost_roster_pass_for_no_new_ones(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """A clock that went back cannot make a worker acknowledge what it never saw."""
-    far = MaintenanceState(epoch=EPOCH_LIMIT // 2)
-    asyncio.run(store.publish("default", lambda _: far))
-    write(store, far.to_json())
-    publish(store, MaintenanceState())
-    assert worker.state.epoch > EPOCH_LIMIT // 2
-    shutil.rmtree(store.path)
-    early = publish(FileStore(store.path), ON)
-    assert early.epoch < worker.state.epoch
-    admission = worker.admit("work")
-    keep(worker)
-    assert alive(store) == [(0, 1)]
-    before = worker.state.epoch
-    assert publish(store, ON).epoch > before > early.epoch
-    assert worker.state.active
-    ended(admission)
-
-
-def test_emptied_row_is_made_anew(store: FileStore, worker: FileWorker) -> None:
-    """A row that somebody truncated counts again at the next look."""
-    admission = worker.admit("work")
-    os.truncate(store.run_dir / f"default.{worker.id}.slot", 0)
-    keep(worker)
-    assert alive(store) == [(1, 0)]
-    ended(admission)
-
-
-def test_deleted_directory_is_written_back(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """The state comes back with its text, and under no smaller epoch."""
-    state = publish(store, ON)
-    shutil.rmtree(store.path)
-    keep(worker)
-    assert store.peek("default") == state
-    assert asyncio.run(store.roster("default")).epoch == state.epoch
-    keep(worker, 3)
-    assert worker.state == state
-
-
-def test_directory_that_never_had_a_state_stays_without(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """Nothing is written back where nothing was."""
-    shutil.rmtree(store.path)
-    keep(worker)
-    assert not store.run.state_path("default").exists()
-    assert not is_on(worker)
-
-
-def test_stale_state_is_not_written_back(store: FileStore, worker: FileWorker) -> None:
-    """Who has missed the last publication refuses until it is known again."""
-    publish(store, MaintenanceState())
-    epoch = store.run.open_epoch("default")
-    epoch.publish(worker.state.epoch + 1)
-    epoch.close()
-    shutil.rmtree(store.path)
-    keep(worker, 3)
-    assert worker.state.active
-    assert not store.run.state_path("default").exists()
-    publish(store, MaintenanceState())
-    assert not is_on(worker)
-
-
-@pytest.mark.parametrize(
-    ("text", "active"),
-    [
-        ('{"active": false, "epoch": 1}', True),
-        ('{"active": false}', False),
-        ('{"active": fal', True),
-    ],
-)
-def test_new_directory_with_a_state_of_its_own(
-    store: FileStore, worker: FileWorker, text: str, *, active: bool
-) -> None:
-    """An older epoch is outdated; what has none was written by hand, and counts."""
-    publish(store, ON)
-    store.path.rename(store.path.with_name("before"))
-    store.path.mkdir()
-    write(store, text)
-    keep(worker, 2)
-    assert worker.state.active is active
-    assert is_on(worker) is active
-
-
-def test_row_that_cannot_be_made_anew(
-    store: FileStore, worker: FileWorker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The last state holds, it is said once, and tried again."""
-    publish(store, ON)
-    shutil.rmtree(store.path)
-    store.path.write_text("another program's")
-    keep(worker, 2)
-    assert caplog.text.count("cannot make it anew") == 1
-    assert is_on(worker)
-    store.path.unlink()
-    keep(worker)
-    assert len(alive(store)) == 1
-
-
-def test_row_without_room_is_kept(store: FileStore, worker: FileWorker) -> None:
-    """When the new one fails halfway, nothing is left open."""
-    publish(store, ON)
-    target = store.run_dir / f"default.{worker.id}.slot"
-    target.unlink()
-    target.mkdir()
-    keep(worker)
-    kept = len(_descriptors._ours)
-    keep(worker, 3)
-    assert len(_descriptors._ours) == kept
-    target.rmdir()
-    keep(worker)
-    assert len(alive(store)) == 1
-
-
-def test_truncated_epoch_is_read_around(store: FileStore, worker: FileWorker) -> None:
-    """Until there is a new one, each request reads the state itself."""
-    publish(store, MaintenanceState())
-    os.truncate(store.run_dir / "default.epoch", 0)
-    write(store, ON.to_json())
-    assert is_on(worker)
-    keep(worker)
-    assert len(alive(store)) == 1
-
-
-# A worker that cannot be counted.
-
-
-def failing(worker: FileWorker) -> None:
-    """Make a row one that cannot be written."""
-    slot = worker.link._slot
-    assert slot is not None
-    _descriptors.drop(slot.descriptor)
-    slot.descriptor = _descriptors.keep(lambda: os.open(slot.path, os.O_RDONLY))
-
-
-def test_count_that_cannot_be_written(
-    store: FileStore, worker: FileWorker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """From then on nobody vouches for this worker, and it obeys all the same."""
-    failing(worker)
-    admission = worker.admit("work")
-    roster = asyncio.run(store.roster("default"))
-    assert (roster.rows, roster.uncounted) == ((), True)
-    assert "is not counted" in caplog.text
-    ended(admission)
-    publish(store, ON)
-    assert is_on(worker)
-    shutil.rmtree(store.run_dir)
-    publish(store, MaintenanceState())
-    assert not is_on(worker)
-
-
-def test_uncounted_worker_sees_hand_edits(store: FileStore, worker: FileWorker) -> None:
-    """Every admission looks at the file itself."""
-    worker.stand_aside("a reason")
-    worker.stand_aside("another reason")
-    write(store, '{"active": true, "epoch": 9}')
-    assert is_on(worker)
-    assert worker.state.epoch == 9
-    store.run.state_path("default").unlink()
-    keep(worker, 2)
-    assert not worker.state.active
-
-
-def test_uncounted_worker_follows_its_directory(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """In a new directory it is seen as it was in the old one."""
-    worker.stand_aside("a reason")
-    for _ in range(2):
-        shutil.rmtree(store.path)
-        keep(worker)
-        assert asyncio.run(store.roster("default")).uncounted
-        publish(store, ON)
-        keep(worker)
-        descriptor = os.open(store.path, os.O_RDONLY)
-        os.close(descriptor)
-        assert store.run._has_uncounted()
-    worker.leave()
-    assert not asyncio.run(store.roster("default")).uncounted
-
-
-def test_worker_that_nobody_can_see_spoils_its_row(
-    store: FileStore, worker: FileWorker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A row with wrong counts is worse than a lost one."""
-    failing(worker)
-    away = store.path.with_name("away")
-    store.path.rename(away)
-    is_on(worker)
-    assert "or even see it" in caplog.text
-    away.rename(store.path)
-    roster = asyncio.run(store.roster("default"))
-    assert roster.uncounted or roster.rows == ()
-
-
-def test_lock_that_is_never_free(store: FileStore, worker: FileWorker) -> None:
-    """A directory that another program keeps locked is not waited for, for long."""
-    descriptor = os.open(store.path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    worker.stand_aside("a reason")
-    assert worker.link._presence is None
-    os.close(descriptor)
-    keep(worker)
-    assert worker.link._presence is not None
-
-
-@needs_root
-def test_worker_without_rights_serves_what_it_can(public: Path) -> None:
-    """It reads the state, is seen as uncounted, and takes nothing down."""
-    store = FileStore(public / "state")
-    publish(store, ON)
-
-    def join() -> FileWorker | None:
-        mine = FileStore(public / "state").worker("default")
-        mine.join()
-        return mine if is_on(mine) else None
-
-    with living_child(join, user=NOBODY):
-        roster = asyncio.run(store.roster("default"))
-        assert (roster.rows, roster.uncounted) == ((), True)
-    assert not asyncio.run(store.roster("default")).uncounted
-
-
-@needs_root
-def test_commands_of_another_user_are_refused(public: Path) -> None:
-    """Whoever may not see the workers is told so, and never that there are none."""
-    store = FileStore(public / "state")
-    publish(store, ON)
-
-    def denied() -> bool:
-        for work in (lambda: alive(store), lambda: publish(store, MaintenanceState())):
-            with pytest.raises(StoreError, match="run as the directory's owner"):
-                work()
-        return store.peek("default").active
-
-    assert in_child(denied, user=NOBODY)
-
-
-def test_keeper_goes_on_after_a_failure(
+def test_worker_that_could_not_join_keeps_trying(
     store: FileStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What nobody thought of is logged, and does not end the looks."""
-    worker = store.worker("default")
-    worker.enter()
-    failures: list[int] = []
-
-    def listener(state: MaintenanceState) -> None:
-        failures.append(state.epoch)
-
-    worker.listen(listener)
-    counts, worker.counts = worker.counts, None  # type: ignore[method-assign,assignment]  # breaks the keeper
-    until(lambda: "goes on" in caplog.text)
-    worker.counts = counts  # type: ignore[method-assign]  # and mends it
-    write(store, '{"active": true}')
-    until(lambda: failures)
-    worker.leave()
-
-
-def test_keeper_of_a_worker_that_has_left_does_nothing(
-    store: FileStore, worker: FileWorker
-) -> None:
-    """A look that comes late finds nobody to look after."""
-    worker.leave()
-    shutil.rmtree(store.path)
-    keep(worker)
-    assert not store.exists
-    worker.join()
+    """It serves and obeys, makes drains unknown, and is counted when it can be."""
+    store.path.mkdir()
+    store.run_dir.write_text("another program's")
+    with joined(store) as switch:
+        assert not switch.worker.counted
+        assert caplog.text.count("is not counted") == 1
+        assert "choose another directory with FASTAPI_MAINTENANCE_STORE" in caplog.text
+        admission = switch.worker.admit("before it was counted")
+        assert admission is not None
+        assert drain(store, timeout=0).outcome == "unknown"
+        until(lambda: is_on(switch))
+        store.run_dir.unlink()
+        until(lambda: switch.worker.counted)
+        until(lambda: not store.roster("default").uncounted)
+        assert drain(store, timeout=0.1).outcome == "busy"
+        admission.release()
+        assert drain(store).drained
 
 
-def test_keeper_ends_with_its_worker(tmp_path: Path) -> None:
-    """A thread that looks after nobody is gone at its next look."""
-    worker = FileStore(tmp_path / "state").worker("default")
-    worker.join()
-    del worker
-    gc.collect()
-    until(
-        lambda: (
-            "fastapi-maintenance keeper"
-            not in {thread.name for thread in threading.enumerate()}
-        )
+def test_worker_is_counted_no_more_and_again(store: FileStore) -> None:
+    """A place that fails later makes drains unknown until it works again."""
+    with joined(store) as switch:
+        folder = store.run_dir / "default"
+        folder.rename(store.run_dir / "away")
+        folder.write_text("another program's")
+        until(lambda: not switch.worker.counted)
+        assert store.roster("default").uncounted
+        folder.unlink()
+        (store.run_dir / "away").rename(folder)
+        until(lambda: switch.worker.counted)
+        assert drain(store).drained
+
+
+def test_mark_of_one_switch_outlives_another(store: FileStore) -> None:
+    """A worker that is counted says nothing for another switch, which is not."""
+    store.run_dir.mkdir(parents=True)
+    (store.run_dir / "pay").write_text("another program's")
+    with joined(store), joined(store, "pay") as pay:
+        assert not pay.worker.counted
+        store.report("default", report())
+        assert store.roster("default").uncounted
+        assert store.roster("pay").uncounted
+    store.remove("default", "1-a")
+    assert not store.roster("default").uncounted
+
+
+def test_mark_follows_a_new_directory(store: FileStore) -> None:
+    """An uncounted worker is seen in the directory that is there now."""
+    store.path.mkdir()
+    store.run_dir.write_text("another program's")
+    with joined(store) as switch:
+        store.path.rename(store.path.with_name("before"))
+        store.path.mkdir()
+        store.run_dir.write_text("another program's")
+        until(lambda: store.roster("default").uncounted)
+        assert not switch.worker.counted
+
+
+def test_mark_waits_for_a_look(store: FileStore) -> None:
+    """A drain that looks at this moment does not hide a worker from the next one."""
+    store.path.mkdir()
+    looking = module._Held(os.open(store.path, os.O_RDONLY))
+    assert lock_descriptor(looking._open, blocking=False)
+    threading.Timer(0.02, looking.release).start()
+    held = module._Held.share(store.path)
+    assert held is not None
+    assert store._has_uncounted()
+    held.release()
+    assert not store._has_uncounted()
+
+
+def test_directory_that_another_program_locks(store: FileStore) -> None:
+    """It is not waited for, for long, and drains are unknown."""
+    store.path.mkdir()
+    store.run_dir.write_text("another program's")
+    other = module._Held(os.open(store.path, os.O_RDONLY))
+    assert lock_descriptor(other._open, blocking=False)
+    with pytest.raises(CannotJoinError):
+        store.report("default", report())
+    assert store._mark is None
+    assert store.roster("default").uncounted
+    other.release()
+
+
+def test_full_disk_takes_no_service_down(store: FileStore) -> None:
+    """A worker that cannot write its report serves, uncounted."""
+
+    def full() -> bool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        with joined(FileStore(store.path)) as switch:
+            return not switch.worker.counted and not is_on(switch)
+
+    assert in_child(full)
+
+
+@pytest.mark.parametrize("place", ["state", "state/below"])
+def test_file_in_the_place_takes_no_service_down(tmp_path: Path, place: str) -> None:
+    """Where there can be no directory, the switch is off."""
+    (tmp_path / "state").write_text("precious")
+    with joined(FileStore(tmp_path / place)) as switch:
+        assert not switch.worker.counted
+        assert not is_on(switch)
+    assert (tmp_path / "state").read_text() == "precious"
+
+
+@needs_root
+def test_unreadable_directory_is_off_at_a_cold_start(public: Path) -> None:
+    """A user who may not look at the directory must not be taken out of service."""
+    store = FileStore(public / "state")
+    publish(store, ON)
+    store.path.chmod(0o700)
+
+    def serves() -> bool:
+        with joined(FileStore(store.path)) as switch:
+            return not switch.worker.counted and not is_on(switch)
+
+    assert in_child(serves, user=NOBODY)
+
+
+@needs_root
+def test_worker_of_another_user_obeys_and_is_seen(public: Path) -> None:
+    """Without rights to report it reads the state, and drains are unknown."""
+    store = FileStore(public / "state")
+    publish(store, ON)
+
+    def join() -> Switch | None:
+        switch = joined_for_good(FileStore(store.path))
+        return switch if is_on(switch) and not switch.worker.counted else None
+
+    with living_child(join, user=NOBODY):
+        assert store.roster("default").uncounted
+        assert drain(store, timeout=0).outcome == "unknown"
+    assert not store.roster("default").uncounted
+
+
+@needs_root
+def test_other_users_see_an_error_and_never_no_workers(public: Path) -> None:
+    """A user without rights is told whose they are."""
+    store = FileStore(public / "state")
+    with joined(store):
+        publish(store, ON)
+
+        def denied() -> bool:
+            mine = FileStore(store.path)
+            for work in (
+                lambda: mine.roster("default"),
+                lambda: publish(mine, OFF),
+                lambda: mine.remove("default", "1-a"),
+                lambda: mine.confirm("default", "a", complete=True),
+            ):
+                with pytest.raises(StoreError, match="run as the directory's owner"):
+                    work()
+            state = mine.read("default")
+            return state is not None and state.enabled
+
+        assert in_child(denied, user=NOBODY)
+
+
+@needs_root
+def test_read_only_directory(tmp_path: Path) -> None:
+    """A worker on a read-only file system obeys, uncounted, and says why."""
+    code = """
+import logging, sys
+from fastapi_maintenance import FileStore, StoreError
+from fastapi_maintenance.switch import Switch
+logging.basicConfig()
+switch = Switch(FileStore(sys.argv[1]), "default")
+switch.join_now()
+print(switch.worker.counted, switch.worker.admit("").state.enabled)
+try:
+    switch.store.publish("default", lambda before: before)
+except StoreError as error:
+    print("read-only" in str(error))
+"""
+    store = FileStore(tmp_path / "state")
+    publish(store, ON)
+    here = store.path
+    mount = f"mount --bind {here} {here} && mount -o remount,bind,ro {here}"
+    done = inside(mount, code, store.path)
+    assert done.stdout == "False True\nTrue\n", done.stderr
+    assert "is not counted: workers cannot report" in done.stderr
+
+
+def inside(
+    mount: str, code: str, *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a mount namespace of its own."""
+    line = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    return subprocess.run(
+        [*line, sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-def test_worker_serves_where_it_cannot_join(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A place that is no directory takes no service down."""
-    (tmp_path / "state").write_text("another program's")
-    worker = FileStore(tmp_path / "state").worker("default")
-    worker.enter()
-    assert not is_on(worker)
-    assert "is not counted" in caplog.text
-    worker.leave()
+# Forks.
+
+
+def test_forked_child_is_another_worker(store: FileStore) -> None:
+    """It has another id and another lock, and its parent keeps its own."""
+    with joined(store) as switch:
+        own = switch.worker.id
+
+        def child() -> bool:
+            with joined(FileStore(store.path)) as mine:
+                members = store.roster("default").members
+                return mine.worker.id != own and members == {own, mine.worker.id}
+
+        assert in_child(child)
+        assert store.roster("default").workers[0].liveness == "alive"
+        assert drain(store).drained
+
+
+def test_fork_does_not_keep_its_parent_alive(store: FileStore) -> None:
+    """A killed worker is proven dead though a child that it forked lives on."""
+    wait, go = os.pipe()
+
+    def work() -> object:
+        store.report("default", report())
+        if os.fork() == 0:
+            os.close(go)
+            os.read(wait, 1)
+            os._exit(0)
+        return True
+
+    with living_child(work) as end:
+        end()
+        assert store.roster("default").workers[0].liveness == "dead"
+        os.close(go)
+    os.close(wait)
+
+
+def test_fork_while_uncounted(store: FileStore) -> None:
+    """A child does not hold its parent's mark."""
+    store.path.mkdir()
+    store.run_dir.write_text("another program's")
+    wait, go = os.pipe()
+
+    def work() -> object:
+        with pytest.raises(CannotJoinError):
+            store.report("default", report())
+        if os.fork() == 0:
+            os.close(go)
+            os.read(wait, 1)
+            os._exit(0)
+        return True
+
+    with living_child(work) as end:
+        assert store._has_uncounted()
+        end()
+        assert not store._has_uncounted()
+        os.close(go)
+    os.close(wait)
+
+
+def test_fork_in_the_middle_of_a_publication(store: FileStore) -> None:
+    """Neither process keeps the other from publishing."""
+    done: list[bool] = []
+
+    def change(before: MaintenanceState | None) -> MaintenanceState:
+        child = os.fork()
+        if child == 0:
+            # As a child of another thread's fork would find it.
+            held = list(module._all_held)
+            os._exit(any(one.descriptor is not None for one in held))
+        done.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0)
+        return ON
+
+    store.publish("default", published(change))
+    assert done == [True]
+    assert in_child(lambda: publish(store, OFF))
+
+
+def test_dropped_store_holds_nothing(tmp_path: Path) -> None:
+    """A store that is not used any more closes its files."""
+    store = FileStore(tmp_path / "state")
+    store.report("default", report())
+    held = store._held["default", "1-a"]._open
+    os.fstat(held)
+    del store
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held)
+
+
+# Root in a directory of another user.
+
+PLACES = [
+    *(".gitignore", "default.json", "default.lock", "run", "run/default"),
+    *("run/default/members.json", "run/default/lock"),
+    *("run/default/1-a.json", "run/default/1-a.lock"),
+]
+
+
+def link(path: Path) -> None:
+    """Make a link to a file that matters."""
+    path.symlink_to(next(p for p in path.parents if (p / "victim").exists()) / "victim")
 
 
 @needs_root
-def test_row_on_another_file_system_is_not_made(tmp_path: Path) -> None:
-    """A directory that came back without locks that prove anything has no rows."""
-    code = """
-import asyncio, shutil, subprocess, sys, threading
-from fastapi_maintenance.stores.file import FileStore
-store = FileStore(sys.argv[1])
-worker = store.worker("default")
-worker._keeper = threading.Event()
-worker.join()
-for mounts in (["mount", "-t", "tmpfs", "none", "/proc"], ["umount", "/proc"]):
-    subprocess.run(mounts, check=True)
-    shutil.rmtree(store.path)
-    worker.tend()
-    print(len(list(store.run_dir.glob("*.slot"))), flush=True)
-"""
-    done = inside(":", code, tmp_path / "state")
-    assert done.stdout == "0\n1\n", done.stderr
-    assert "cannot make it anew: locks on a unknown file system prove" in done.stderr
-
-
-def test_directory_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
-    """File systems give the number of a deleted directory to the next one."""
-    path = tmp_path / "state"
-    held = Held(path)
-    assert held.stands()
-    for _ in range(20):
-        path.mkdir()
-        assert not held.stands()
-        held.hold()
-        assert held.stands()
-        path.rmdir()
-        assert not held.stands()
-    held.let_go()
-    assert held.stands()
-
-
-def test_epoch_that_cannot_be_is_read_around(
-    store: FileStore, worker: FileWorker
+@pytest.mark.parametrize("make", [link, dangling, fifo, zeros])
+@pytest.mark.parametrize("place", PLACES)
+def test_root_follows_nothing_in_a_directory_of_another_user(
+    public: Path, place: str, make: Callable[[Path], None]
 ) -> None:
-    """Garbage in place of the epoch fails no request, and the roster is made anew."""
-    path = store.run_dir / "default.epoch"
-    publish(store, ON)
-    with path.open("r+b") as file:
-        file.write(b"\xff" * 8)
-    assert is_on(worker)
-    keep(worker)
-    assert EpochFile(path).number == worker.state.epoch
-    publish(store, MaintenanceState())
-    assert not is_on(worker)
+    """No worker of root follows, changes or waits for what the owner has put there."""
+    (public / "victim").write_text("precious")
+    (public / "victim").chmod(0o600)
+    before = (public / "victim").stat()
+    home = public / "home"
+    (home / "state" / place).parent.mkdir(parents=True)
+    make(home / "state" / place)
+    for path in (home, *home.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    store = FileStore(home / "state")
+
+    def root() -> bool:
+        with suppress(CannotJoinError):
+            store.report("default", report())
+        for work in (
+            lambda: publish(store, ON),
+            lambda: store.read("default"),
+            lambda: store.roster("default"),
+            lambda: store.confirm("default", "a", complete=True),
+            lambda: store.remove("default", "1-a"),
+        ):
+            with suppress(StoreError):
+                work()
+        return True
+
+    assert in_child(root)
+    after = (public / "victim").stat()
+    assert (public / "victim").read_text() == "precious"
+    assert (after.st_mode, after.st_uid, after.st_ctime_ns) == (
+        *(before.st_mode, before.st_uid, before.st_ctime_ns),
+    )
+    assert {path.name for path in public.iterdir()} == {"victim", "home"}
+    assert not list(home.rglob("made-by-mistake"))
+    assert module.foreign_owner(store.path, store.run_dir) == "nobody"
+
+
+@needs_root
+@pytest.mark.parametrize("place", ["state", "state/run", "state/run/default"])
+def test_root_joins_through_no_link_to_a_directory(public: Path, place: str) -> None:
+    """A link of another user in a directory's place is refused, and nothing is made."""
+    (public / "victim").mkdir()
+    home = public / "home"
+    (home / place).parent.mkdir(parents=True)
+    (home / place).symlink_to(public / "victim")
+    for path in (home, *home.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    store = FileStore(home / "state")
+    with pytest.raises(CannotJoinError, match="a link of another user"):
+        store.report("default", report())
+    store.remove("default", "1-a")
+    assert store.confirm("default", "a", complete=True) == ""
+    assert list((public / "victim").iterdir()) == []
+
+
+@needs_root
+def test_root_gives_nothing_away(public: Path) -> None:
+    """What a worker of root makes in another user's directory stays root's."""
+    os.chown(public, NOBODY, NOBODY)
+    with joined(FileStore(public / "state")) as switch:
+        publish(FileStore(public / "state"), ON)
+        until(lambda: is_on(switch))
+        owners = {path.stat().st_uid for path in public.rglob("*")}
+    assert owners == {0}
+
+
+@needs_root
+def test_owner_is_known_before_anything_is_made(public: Path) -> None:
+    """A directory that is to be made belongs to the owner of what is above it."""
+    assert module.foreign_owner(Path("/usr/nothing/here")) is None
+    (public / "home").mkdir()
+    os.chown(public / "home", 54321, 54321)
+    assert module.foreign_owner(public / "home/not/yet") == "#54321"
+    assert in_child(lambda: module.foreign_owner(public) is None, user=NOBODY)
+
+
+# Files and file systems.
+
+
+def test_modes_do_not_follow_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that takes the place of a directory just made keeps its target's mode."""
+    (tmp_path / "victim").mkdir(0o700)
+    make = os.mkdir
+
+    def replaced(path: str, mode: int = 0o777) -> None:
+        make(path, mode)
+        Path(path).rmdir()
+        Path(path).symlink_to(tmp_path / "victim")
+
+    monkeypatch.setattr(os, "mkdir", replaced)
+    with pytest.raises(OSError, match="made"):
+        module._make_directory(tmp_path / "made", 0o755)
+    assert mode_of(tmp_path / "victim") == 0o700
+
+
+def test_directory_that_another_worker_makes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used as it is."""
+    make = os.mkdir
+
+    def second(path: str, mode: int = 0o777) -> None:
+        make(path, mode)
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", second)
+    assert not module._make_directory(tmp_path / "made", 0o755)
+    assert (tmp_path / "made").is_dir()
+
+
+def test_file_that_is_in_use_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses what another process has open; elsewhere it is an error."""
+    tries: list[int] = []
+
+    def work() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise PermissionError
+        return "done"
+
+    with pytest.raises(PermissionError):
+        module._retried(work)
+    monkeypatch.setattr(os, "name", "nt")
+    assert module._retried(work) == "done"
+
+
+MOUNTS = """\
+20 1 8:1 / / rw - ext4 /dev/a rw
+21 20 0:5 / /srv/a\\040b rw,shared:1 master:2 - tmpfs none rw
+22 20 0:6 / /net rw - nfs4 host:/ rw
+23 20 0:7 / /over rw - nfs4 host:/ rw
+24 20 0:8 / /over rw - xfs /dev/b rw
+damaged line
+25 - short
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home", ""),
+        ("/srv/a b/state", ""),
+        ("/net", "nfs4"),
+        ("/net/state", "nfs4"),
+        ("/network", ""),
+        ("/over/state", ""),
+    ],
+)
+def test_foreign_file_system(tmp_path: Path, path: str, kind: str) -> None:
+    """Locks are believed on the file systems of one kernel, and nowhere else."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert module.foreign_file_system(Path(path), mounts) == kind
+    assert module.foreign_file_system(Path(path), tmp_path / "none") == ""
+
+
+@needs_root
+def test_foreign_file_system_counts_no_worker(tmp_path: Path) -> None:
+    """A worker on such a file system serves, and says what to do."""
+    code = """
+import logging, sys
+from fastapi_maintenance import FileStore
+from fastapi_maintenance.switch import Switch
+logging.basicConfig()
+switch = Switch(FileStore(sys.argv[1]), "default")
+switch.join_now()
+print(switch.worker.counted, switch.store.roster("default").uncounted)
+"""
+    done = inside(f"mount -t ramfs none {tmp_path}", code, tmp_path / "state")
+    assert done.stdout == "True False\n", done.stderr
+    done = inside(f"mount -t sysfs none {tmp_path}", code, tmp_path / "state")
+    assert done.stdout.startswith("False"), done.stderr
+    assert "is not counted" in done.stderr
+
+
+def test_locks_on_a_network_prove_nothing(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal names the file system and the remedy."""
+    monkeypatch.setattr(module, "foreign_file_system", lambda _: "nfs4")
+    with pytest.raises(CannotJoinError, match=r"locks on nfs4 prove nothing; choose"):
+        store.report("default", report())
+
+
+def test_lock_that_this_system_does_not_have(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be locked, workers serve uncounted and drains are unknown."""
+
+    def refuse(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(module, "lock_descriptor", refuse)
+    with pytest.raises(CannotJoinError, match="function not implemented"):
+        store.report("default", report())
+    assert store.roster("default").uncounted
+    (store.path / "1-a.lock").touch()
+    inode = (store.path / "1-a.lock").stat().st_ino
+    assert not module._is_free(store.path / "1-a.lock", inode)

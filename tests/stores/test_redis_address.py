@@ -25,7 +25,7 @@ def from_sentinel(kind: str, database: int = 0) -> redis.Redis:
 
 def options(store: RedisStore) -> dict[str, Any]:
     """Return what a store gives to redis-py for a connection."""
-    found: dict[str, Any] = store._connector.client.connection_pool.connection_kwargs
+    found: dict[str, Any] = store._client.connection_pool.connection_kwargs
     return found
 
 
@@ -150,13 +150,13 @@ def test_a_client_of_a_socket_and_of_tls_lead_there() -> None:
 
 
 def test_a_client_of_a_sentinel_follows_the_primary() -> None:
-    """What ``master_for`` makes is a way to the primary, whoever that is."""
+    """What ``master_for`` makes is a way to the primary, also after a failover."""
     store = RedisStore(from_sentinel("master_for", 2), prefix="shop")
     assert store.location == "redis+sentinel://main/2?prefix=shop"
     with pytest.raises(
         StoreError, match=r"cannot reach redis\+sentinel://main/2: No m"
     ):
-        store._scripts.read(store._keys("default"))
+        store.read("default")
 
 
 def test_a_client_of_replicas_is_refused() -> None:

@@ -1,31 +1,44 @@
 """A Redis that does not answer: what workers know, what operators are told."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import pytest
 import redis
 
 from fastapi_maintenance import MaintenanceState, StoreError
-from fastapi_maintenance.orders import Order
+from fastapi_maintenance.changes import EnableOptions
+from fastapi_maintenance.stores import TemporaryStoreError
+from fastapi_maintenance.stores import redis as module
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Switch
-from fastapi_maintenance.waiting import Plan
+from fastapi_maintenance.switch import DrainOptions
 from tests.stores.redis_proxy import Proxy
-from tests.stores.redis_server import free_port, shared_server
+from tests.stores.redis_server import (
+    RedisServer,
+    free_port,
+    serving,
+    shared_server,
+    until,
+)
 from tests.stores.redis_workers import (
     NAME,
     another,
     eventually,
     fresh_url,
     joined,
-    off,
+    listed,
     on,
-    row_of,
+    publish,
+    report,
+    switch,
 )
 
 pytestmark = [pytest.mark.redis, pytest.mark.anyio]
@@ -56,327 +69,288 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
     return sum(text in record.getMessage() for record in caplog.records)
 
 
-async def test_a_connection_that_breaks_is_made_anew(
+async def test_an_outage_is_logged_once_and_changes_arrive_after_it(
     proxy: Proxy, near: RedisStore, far: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An outage and its end are logged once each, and changes arrive again."""
-    worker = another(far)
-    async with joined(worker):
+    """A worker keeps its state through an outage, and hears again after it."""
+    kept = another(far)
+    with joined(kept):
         proxy.lead(free_port())
-        await eventually(lambda: said(caplog, "keeping the last state"), 5)
-        await near.publish(NAME, on)
-        await eventually(lambda: worker.link.hub._backoff._pause >= 0.8, 5)
-        assert worker.look().active is False
+        await eventually(lambda: said(caplog, "keeps the last state it knew"), 5)
+        state = publish(near, enabled=True)
+        assert kept.worker.state.enabled is False
         proxy.lead(shared_server().port)
-        await eventually(lambda: worker.look().active, 5)
-        await eventually(lambda: said(caplog, "answers again"), 5)
-        assert said(caplog, "keeping the last state") == 1
-        await near.publish(NAME, off)
-        await eventually(lambda: not worker.look().active, 0.9, "heard again")
+        await eventually(lambda: kept.worker.state == state, 5)
+        await eventually(lambda: listed(near, kept.worker.id).seen == state.epoch, 5)
+        assert said(caplog, "keeps the last state it knew") == 1
+        await anyio.to_thread.run_sync(heard_again, near, kept.worker)
 
 
-async def test_listening_that_breaks_alone_is_told_and_taken_up_again(
-    near: RedisStore, caplog: pytest.LogCaptureFixture
+def heard_again(store: RedisStore, worker: object) -> None:
+    """Publish until a change is heard, and not found by looking."""
+    for number in range(20):
+        state = publish(store, enabled=bool(number % 2))
+        started = time.monotonic()
+        until(lambda: getattr(worker, "state", None) == state, 5)  # noqa: B023  # called here
+        if time.monotonic() - started < 0.3:
+            return
+    raise AssertionError("changes are not heard any more")
+
+
+def test_a_subscription_that_breaks_alone_is_taken_up_again(near: RedisStore) -> None:
+    """A server that ends the listening connection is heard again after a second."""
+    kept = another(near)
+    with joined(kept):
+        state = publish(near, enabled=True)
+        until(lambda: kept.worker.state == state)
+        assert shared_server().client().client_kill_filter(_type="pubsub")
+        heard_again(near, kept.worker)
+
+
+def test_a_subscription_that_nothing_passes_is_given_up(
+    proxy: Proxy, far: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that ends the listening connection is noticed, and heard again."""
-    worker = another(near)
-    async with joined(worker):
-        await eventually(lambda: worker.link.hub._ear._pubsub is not None)
-        shared_server().client().client_kill_filter(_type="pubsub")
-        await eventually(lambda: said(caplog, "keeping the last state"), 5)
-        await eventually(lambda: said(caplog, "answers again"), 5)
-        await near.publish(NAME, on)
-        await eventually(lambda: worker.look().active, 5)
+    """A PING keeps a quiet subscription; one without an answer is made again later."""
+    monkeypatch.setattr(module, "QUIET", 0.1)
+    far.wait([NAME], 1.0)
+    ends = time.monotonic() + 0.5
+    while time.monotonic() < ends:
+        far.wait([NAME], 0.05)
+    proxy.frozen = True
+
+    def listen() -> None:
+        while time.monotonic() < ends + 5:
+            far.wait([NAME], 0.05)
+
+    with pytest.raises(TemporaryStoreError, match="has not answered a PING"):
+        listen()
+    proxy.frozen = False
+    with pytest.raises(TemporaryStoreError, match="cannot be listened to"):
+        far.wait([NAME], 0.05)
+    far.close()
 
 
-async def test_a_way_that_is_silent_slows_nobody_down(
+async def test_a_frozen_server_slows_no_request(tmp_path: Path) -> None:
+    """While Redis does not answer, requests go on, and a drain waits for it."""
+    with serving(tmp_path) as server:
+        store = RedisStore.from_url(server.url())
+        publish(store, enabled=False)
+        operator = switch(store)
+        kept = another(store)
+        with joined(kept):
+            await operator.drain(DrainOptions(timeout=5), enable=EnableOptions())
+            publication = await operator.publish_to_drain(DrainOptions())
+            server.freeze()
+            started = time.monotonic()
+            for _ in range(100):
+                admission = kept.worker.admit("GET /fast")
+                assert admission is not None
+                admission.release()
+            assert time.monotonic() - started < 0.5
+            threading.Timer(2.5, server.thaw).start()
+            done = await operator.wait(publication, DrainOptions(timeout=20))
+            assert done.outcome == "drained"
+            assert done.seconds > 2
+
+
+async def test_a_partition_ends_in_lost_and_heals(
     proxy: Proxy, near: RedisStore, far: RedisStore
 ) -> None:
-    """While nothing answers, requests go on; its row is lost, and returns."""
-    switch = Switch(near, NAME)
-    worker = another(far)
-    async with joined(worker):
-        await switch.drain(Plan(timeout=5, vouched=True), order=Order())
-        await switch.disable()
-        await eventually(lambda: not worker.look().active)
+    """A worker that is cut off is never *drained*, and is after it has come back."""
+    operator = switch(near)
+    kept = another(far)
+    with joined(kept):
+        publish(near, enabled=True)
+        await eventually(lambda: kept.worker.state.enabled)
         proxy.frozen = True
-        report = await switch.drain(Plan(timeout=6.5), order=Order())
-        assert report.outcome == "lost"
-        begun = time.monotonic()
-        for _ in range(100):
-            worker.admit("GET /fast").release()
-        assert time.monotonic() - begun < 0.5
+        cut = await operator.drain(DrainOptions(timeout=20))
+        assert cut.outcome == "lost"
+        assert f"forget {kept.worker.id}" in cut.reason
         proxy.frozen = False
-        report = await switch.drain(Plan(timeout=10))
-        assert report.outcome == "drained"
+        await eventually(lambda: listed(near, kept.worker.id).age < 1)
+        done = await operator.drain(DrainOptions(timeout=20))
+        assert done.outcome == "drained"
 
 
-async def test_news_that_nobody_heard_come_by_heartbeat(near: RedisStore) -> None:
-    """A listening connection that has gone deaf costs a second, once."""
-    worker = another(near)
-    async with joined(worker):
-        await eventually(lambda: worker.link.hub._ear._pubsub is not None)
-        first = worker.link.hub._ear._pubsub
-        raw = shared_server().client()
-        state = on(await near.read(NAME)).but(epoch=7)
-        keys = near._keys(NAME)
-        raw.hset(keys.state, mapping={"epoch": 7, "tag": "x", "doc": state.to_json()})
-        await eventually(lambda: worker.look() == state, 2.5)
-        await eventually(lambda: worker.link.hub._ear._pubsub not in {None, first})
-
-
-async def test_a_publication_whose_answer_was_lost_happens_once(
+def test_a_publication_whose_answer_was_lost_happens_once(
     proxy: Proxy, far: RedisStore
 ) -> None:
     """When only the answer is lost, the change is not made a second time."""
-    calls: list[int] = []
+    calls: list[MaintenanceState | None] = []
 
-    def change(before: MaintenanceState) -> MaintenanceState:
-        calls.append(1)
+    def change(before: MaintenanceState | None) -> MaintenanceState:
+        calls.append(before)
         proxy.mute = True
         threading.Timer(1.0, lambda: setattr(proxy, "mute", False)).start()
         return on(before)
 
-    state = await far.publish(NAME, change)
+    state = far.publish(NAME, change)
     assert len(calls) == 1
-    assert await far.read(NAME) == state
+    assert far.read(NAME) == state
+    far.close()
 
 
-async def test_without_redis_nobody_joins_and_nobody_waits_twice() -> None:
-    """Callers that wait for one attempt to join share its answer."""
+def test_operators_are_told_within_seconds() -> None:
+    """Each use ends with one line of error when Redis cannot be reached."""
     store = RedisStore.from_url(f"redis://127.0.0.1:{free_port()}?prefix=shop")
-    worker = store.worker(NAME)
-    errors: list[StoreError] = []
-
-    def join() -> None:
-        with pytest.raises(StoreError, match="cannot reach") as caught:
-            worker.join(0.5)
-        errors.append(caught.value)
-
-    begun = time.monotonic()
-    async with anyio.create_task_group() as group:
-        for _ in range(5):
-            group.start_soon(anyio.to_thread.run_sync, join)
-    assert len(errors) == 5
-    assert time.monotonic() - begun < 1.5
-    assert worker.joined is False
+    started = time.monotonic()
+    for attempt in (
+        lambda: store.read(NAME),
+        lambda: store.report(NAME, report()),
+        lambda: store.roster(NAME),
+        lambda: store.wait([NAME], 5.0),
+        lambda: publish(store, enabled=True),
+        lambda: store.remove(NAME, "1-a"),
+    ):
+        with pytest.raises(TemporaryStoreError, match="cannot reach redis://127"):
+            attempt()
+    assert time.monotonic() - started < 9
 
 
-async def test_operators_are_told_within_seconds() -> None:
-    """Commands end with one line when Redis cannot be reached."""
-    store = RedisStore.from_url(f"redis://127.0.0.1:{free_port()}?prefix=shop")
-    begun = time.monotonic()
-    async with anyio.create_task_group() as group:
-        for call in (store.read(NAME), store.publish(NAME, on), store.forget(NAME, [])):
-            group.start_soon(_fails, call)
-    assert time.monotonic() - begun < 5
-    with anyio.move_on_after(0.2) as scope:
-        await store.roster(NAME)
-    assert scope.cancelled_caught  # A drain outlives an outage, and can be given up.
+def test_a_host_name_that_cannot_be_is_a_store_error() -> None:
+    """A way to Redis that cannot even be begun is told as one that does not answer."""
+    store = RedisStore.from_url("redis://redis..internal/0?prefix=shop")
+    with pytest.raises(TemporaryStoreError, match=r"redis\.\.internal:6379/0: .*idna"):
+        store.read(NAME)
 
 
-async def _fails(call: object) -> None:
-    with pytest.raises(StoreError, match="cannot reach redis://127") as caught:
-        await call  # type: ignore[misc]  # a coroutine
-    assert "\n" not in str(caught.value)
+def test_a_publication_outlives_a_restart(tmp_path: Path) -> None:
+    """``on`` and ``off`` are tried for three seconds."""
+    with serving(tmp_path) as server:
+        store = RedisStore.from_url(server.url())
+        publish(store, enabled=False)
+        server.kill()
+        starting = threading.Timer(0.5, server.start)
+        starting.start()
+        state = publish(store, enabled=True)
+        starting.join()
+        assert store.read(NAME) == state
 
 
-async def test_leaving_without_redis_is_logged(
+def test_leaving_without_redis_is_logged(
     proxy: Proxy, far: RedisStore, near: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker that cannot say goodbye ends all the same; its row stays."""
-    worker = another(far)
-    async with joined(worker):
-        await eventually(lambda: worker.link.hub._ear._channels)
+    """A worker that cannot say that it leaves ends all the same; its report stays."""
+    kept = another(far)
+    with joined(kept):
         proxy.lead(free_port())
-    assert said(caplog, "left without a word: cannot reach") == 1
-    assert (await row_of(near, worker)).id == worker.id
+    assert said(caplog, "left, but its report stays: cannot reach") == 1
+    assert listed(near, kept.worker.id).id == kept.worker.id
 
 
-async def test_an_acknowledgement_that_fails_does_not_fail_the_start(
-    proxy: Proxy, far: RedisStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Once joined, an outage is not the caller's concern any more."""
-    worker = another(far)
-
-    def listener(_: object) -> None:
-        proxy.lead(free_port())
-
-    await far.publish(NAME, on)
-    worker.listen(listener)
-    async with joined(worker):
-        assert worker.joined is True
-        assert said(caplog, "joined, but: cannot reach") == 1
-        proxy.lead(shared_server().port)
-        state = await far.publish(NAME, off)
-        await eventually(lambda: worker.look() == state, 5)
-
-
-async def test_joining_is_refused_while_the_loss_may_be_mended(
-    near: RedisStore,
-) -> None:
-    """A start that cannot wait long enough is refused, with the reason."""
-    raw = shared_server().client()
-    keys = near._keys(NAME)
-    raw.hset(keys.workers, mapping={".v": "1", ".generation": "x", ".run": "another"})
-    with pytest.raises(StoreError, match="waiting for other workers to bring back"):
-        await anyio.to_thread.run_sync(another(near).join, 0.3)
-    assert (await near.roster(NAME)).rows == ()
-    begun = time.monotonic()
-    async with joined(another(near)):
-        assert 3 < time.monotonic() - begun < 6
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_restart_does_not_end_maintenance(tmp_path: Path, keep: bool) -> None:
+    """With its data or without, a server comes back to the state that workers know."""
+    with serving(tmp_path) as server:
+        store = RedisStore.from_url(server.url())
+        publish(store, enabled=False)
+        operator = switch(store)
+        kept = another(store)
+        with joined(kept):
+            state = publish(store, enabled=True)
+            await eventually(lambda: listed(store, kept.worker.id).seen == state.epoch)
+            await anyio.to_thread.run_sync(lambda: server.restart(keep=keep))
+            await eventually(lambda: reports_again(store, kept.worker.id))
+            assert store.read(NAME) == state
+            assert kept.worker.state == state
+            if not keep:
+                await eventually(lambda: not store.roster(NAME).complete)
+            done = await operator.drain(DrainOptions(timeout=10))
+            assert done.outcome == ("drained" if keep else "lost")
 
 
-async def test_trouble_of_one_switch_leaves_the_others_alone(
+def reports_again(store: RedisStore, worker: str) -> bool:
+    """Tell whether a worker's report is there, and is new."""
+    try:
+        workers = store.roster(NAME).workers
+    except StoreError:
+        return False
+    return any(found.id == worker and found.age < 1 for found in workers)
+
+
+async def test_a_drain_that_saw_the_workers_outlives_a_loss(tmp_path: Path) -> None:
+    """Who has seen the complete roster knows whom to wait for after a loss."""
+    with serving(tmp_path) as server:
+        store = RedisStore.from_url(server.url())
+        publish(store, enabled=False)
+        operator = switch(store)
+        kept = another(store)
+        with joined(kept):
+            await eventually(lambda: reports_again(store, kept.worker.id))
+            publication = await operator.publish_to_drain(
+                DrainOptions(), EnableOptions()
+            )
+            await eventually(lambda: kept.worker.state.enabled)
+            await anyio.to_thread.run_sync(lambda: server.restart(keep=False))
+            done = await operator.wait(publication, DrainOptions(timeout=20))
+            assert done.outcome == "drained"
+
+
+async def test_a_cold_worker_waits_for_those_who_know(tmp_path: Path) -> None:
+    """A worker that starts right after a loss does not take it for *off*."""
+    with serving(tmp_path) as server:
+        cold = another(RedisStore.from_url(server.url()))
+        knows = RedisStore.from_url(server.url())
+        late = threading.Timer(0.5, publish, [knows], {"enabled": True})
+        late.start()
+        with joined(cold):
+            late.join()
+            assert cold.worker.state.enabled is True
+
+
+def test_a_new_server_is_off_when_no_worker_knows_better(server: RedisServer) -> None:
+    """After the time for others has passed, a cold worker stores *off*."""
+    store = RedisStore.from_url(server.url())
+    kept = another(store)
+    with joined(kept):
+        assert kept.worker.state == MaintenanceState(epoch=1) == store.read(NAME)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """Return a server that has just started."""
+    with serving(tmp_path) as made:
+        yield made
+
+
+def test_trouble_of_one_switch_leaves_the_others_alone(
     near: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another program's data under one name does not stop the reports of the rest."""
-    first, second = near.worker("first"), near.worker("second")
-    assert first.link.hub is second.link.hub
-    async with joined(first, second):
+    caplog.set_level(logging.INFO)
+    first = another(near, "first")
+    second = first.keeper.switch("second")
+    with joined(first, second):
         raw = shared_server().client()
-        state = near._keys("first").state
-        raw.set(state, "mine")
-        await eventually(lambda: said(caplog, "another program's data"), 3)
-        await near.publish("second", on)
-        assert second.look().active is True
-        await eventually(lambda: second.link.due > time.monotonic())
-        assert (await row_of(near, second, "second")).liveness == "alive"
-        raw.delete(state)
-        await eventually(lambda: said(caplog, "answers again"), 3)
+        raw.rpush(near._key("first", "state"), "mine")
+        until(lambda: said(caplog, "another program's data"), 3)
+        state = publish(near, enabled=True, name="second")
+        until(lambda: listed(near, second.worker.id, "second").seen == state.epoch)
+        raw.delete(near._key("first", "state"))
+        until(lambda: said(caplog, "works again"), 3)
 
 
-async def test_denied_listening_is_tried_again_and_said_once(
+def test_subscriptions_that_are_allowed_later_are_taken_up(
     near: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rights that come later are noticed; the log has one line meanwhile."""
+    """Rights that come later are noticed; until then the log has one line."""
     user = f"u{near.prefix}"
-    rights = [">secret", "on", "~*", "+@all", "resetchannels"]
+    rights = [">secret", "on", "~*", "+@all", "resetchannels", f"&none{near.prefix}"]
     shared_server().run("ACL", "SETUSER", user, *rights)
     client = redis.Redis(port=shared_server().port, username=user, password="secret")
-    store = RedisStore(client, prefix=near.prefix)
-    worker = another(store)
-    async with joined(worker):
-        ear = worker.link.hub._ear
-        for _ in range(2):
-            await eventually(lambda: ear._denied_until > 0)
-            ear._denied_until = 0.0
-        await eventually(lambda: ear._denied_until > 0)
-        assert said(caplog, "cannot listen for changes") == 1
+    kept = another(RedisStore(client, prefix=near.prefix))
+    with joined(kept):
+        until(lambda: said(caplog, "cannot be listened to"), 5)
         shared_server().run("ACL", "SETUSER", user, "allchannels")
-        ear._denied_until = 0.0
-        await eventually(lambda: ear._pubsub is not None)
+        heard_again(near, kept.worker)
+    assert said(caplog, "cannot be listened to") == 1
     shared_server().run("ACL", "DELUSER", user)
 
 
-async def test_the_thread_survives_what_nobody_expected(
-    near: RedisStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A defect in one round is logged and does not end the reports."""
-    worker = another(near)
-    async with joined(worker):
-        monkeypatch.setattr(worker.link, "report", None)
-        await eventually(lambda: said(caplog, "failed; it goes on"), 5)
-        monkeypatch.undo()
-        await near.publish(NAME, on)
-        await eventually(lambda: worker.look().active, 3)
-
-
-async def test_several_users_of_a_worker_leave_with_the_last(near: RedisStore) -> None:
-    """Two applications of one process are one row, until both have ended."""
-    worker = near.worker(NAME)
-    async with joined(worker):
-        async with joined(worker):
-            pass
-        assert (await row_of(near, worker)).liveness == "alive"
-    assert (await near.roster(NAME)).rows == ()
-
-
-def test_a_thread_belongs_to_no_event_loop(near: RedisStore) -> None:
+def test_a_worker_belongs_to_no_event_loop(near: RedisStore) -> None:
     """Test clients that run each request on a loop of its own see one worker."""
-    switch = Switch(near, NAME)
-    asyncio.run(switch.join())
-    asyncio.run(switch.enable(Order()))
-    assert switch.state.active is True
-    thread = switch.worker.link.hub._thread  # type: ignore[attr-defined]  # a RedisLink
-    assert thread is not None
-    assert thread.is_alive()
-    assert thread.daemon is True
-
-
-async def test_without_a_thread_nobody_joins(
-    near: RedisStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that nobody would report for admits nothing, until there is a thread."""
-    worker = another(near)
-
-    def fails(thread: threading.Thread) -> None:
-        raise RuntimeError(f"can't start {thread.name}")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", fails)
-        with pytest.raises(StoreError, match="cannot start the thread for redis://"):
-            worker.join(0.5)
-    assert worker.joined is False
-    assert (await near.roster(NAME)).rows == ()
-    async with joined(worker):
-        assert (await row_of(near, worker)).liveness == "alive"
-
-
-async def test_a_thread_that_has_died_is_replaced(near: RedisStore) -> None:
-    """Whoever joins next is reported for, whatever became of the thread before."""
-    first = another(near)
-    hub = first.link.hub
-    hub._thread = threading.Thread()  # Never alive.
-    async with joined(first):
-        await near.publish(NAME, on)
-        await eventually(lambda: first.look().active, 3)
-
-
-async def test_log_handlers_that_fail_end_no_thread(
-    near: RedisStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reports go on, and changes arrive, while logging raises."""
-    worker = another(near)
-    rounds: list[object] = []
-
-    def fails(record: object = None) -> bool:
-        rounds.append(record)
-        raise OSError(str(record))
-
-    async with joined(worker):
-        logger = logging.getLogger("fastapi_maintenance")
-        with monkeypatch.context() as patched:
-            patched.setattr(logger, "filters", [fails])
-            patched.setattr(worker.link, "report", fails)
-            await eventually(lambda: rounds.count(None) >= 2)
-        await near.publish(NAME, on)
-        await eventually(lambda: worker.look().active, 3)
-
-
-async def test_whatever_fails_on_the_way_is_a_store_error() -> None:
-    """A way to Redis that cannot even be begun is told as one that does not answer."""
-    store = RedisStore.from_url("redis://redis..internal/0?prefix=shop")
-    told = r"cannot reach redis://redis\.\.internal:6379/0: .*idna"
-    with pytest.raises(StoreError, match=told):
-        await store.read(NAME)
-    worker = another(store)
-    with pytest.raises(StoreError, match=told):
-        worker.join(0.2)
-    with pytest.raises(StoreError, match=told):
-        worker.link.hub._ear.listen({"any"})
-
-
-async def test_one_of_two_lifespans_may_end_while_another_begins(
-    near: RedisStore,
-) -> None:
-    """Whoever joins while the last one leaves is reported for."""
-    worker = another(near)
-    for _ in range(20):
-        worker.enter()
-        async with anyio.create_task_group() as group:
-            for deed in ("leave", "enter"):
-                group.start_soon(anyio.to_thread.run_sync, getattr(worker, deed))
-        assert not worker.joined or worker in worker.link.hub._workers
-        worker.leave()
-        worker.leave()
+    operator = switch(near)
+    asyncio.run(operator.join())
+    asyncio.run(operator.enable(EnableOptions()))
+    assert operator.state.enabled is True
+    assert near.roster(NAME).members == {operator.worker.id}

@@ -12,6 +12,7 @@ import pytest
 import redis
 from redis.sentinel import Sentinel
 
+from fastapi_maintenance import MaintenanceState, StoreError
 from fastapi_maintenance.stores.redis import RedisStore
 from tests.stores.redis_server import (
     PASSWORD,
@@ -21,14 +22,21 @@ from tests.stores.redis_server import (
     serving,
     until,
 )
-from tests.stores.redis_workers import NAME, another, eventually, joined, off, on
+from tests.stores.redis_workers import (
+    NAME,
+    another,
+    eventually,
+    joined,
+    listed,
+    publish,
+)
 
 pytestmark = [pytest.mark.redis, pytest.mark.anyio]
 
 
 @contextlib.contextmanager
 def watching(folder: Path, primary: RedisServer) -> Iterator[Any]:
-    """Run a Sentinel that takes a silent primary for dead after half a second.
+    """Run a Sentinel that takes a silent primary to be dead after half a second.
 
     Yields:
         Its client, for which redis-py has no types.
@@ -57,7 +65,7 @@ def watching(folder: Path, primary: RedisServer) -> Iterator[Any]:
 
 
 def knows_a_replica(client: Any) -> bool:  # a Sentinel's
-    """Tell whether there is somebody to promote."""
+    """Tell whether there is a replica to promote."""
     found = 0
     with contextlib.suppress(redis.ConnectionError):
         found = client.sentinels[0].sentinel_master("main")["num-slaves"]
@@ -82,13 +90,22 @@ async def test_workers_follow_the_primary_that_a_sentinel_names(tmp_path: Path) 
         watching(tmp_path / "sentinel", first) as sentinel,
     ):
         store = RedisStore(sentinel.master_for("main"), prefix="shop")
-        worker = another(store)
-        async with joined(worker):
-            await store.publish(NAME, on)
-            await eventually(lambda: worker.look().active)
+        kept = another(store)
+        with joined(kept):
+            state = publish(store, enabled=True)
+            await eventually(lambda: kept.worker.state == state)
             first.kill()
             await eventually(lambda: is_primary(second), 30, "a new primary")
-            assert worker.look().active
-            assert (await store.read(NAME)).message == "upgrade"
-            await store.publish(NAME, off)
-            await eventually(lambda: not worker.look().active, 30)
+            assert kept.worker.state == state
+            await eventually(lambda: reads(store) == state, 30, "the store follows")
+            state = publish(store, enabled=False)
+            await eventually(lambda: kept.worker.state == state, 30)
+            await eventually(lambda: listed(store, kept.worker.id).seen == state.epoch)
+        store.close()
+
+
+def reads(store: RedisStore) -> MaintenanceState | None:
+    """Return what a store reads, or None while it cannot."""
+    with contextlib.suppress(StoreError):
+        return store.read(NAME)
+    return None

@@ -36,6 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of a store that was never used."""
     if request.param == "postgresql":
         return fresh_url()
+    (tmp_path / "link").symlink_to(tmp_path)
     return f"sqlite:///{tmp_path}/shop.db?prefix=t{secrets.token_hex(6)}"
 
 
@@ -83,7 +84,7 @@ def run(store: SQLStore, statement: str) -> None:
 
 
 def test_reading_makes_nothing(store: SQLStore) -> None:
-    """Before the first publication or report, nothing is stored and no table is made."""
+    """Before the first publication or report there is nothing, not even a table."""
     assert store.read(NAME) is None
     assert store.roster(NAME).members == frozenset()
     assert store.confirm(NAME, "g", complete=True) == ""
@@ -92,7 +93,7 @@ def test_reading_makes_nothing(store: SQLStore) -> None:
 
 
 def test_state_comes_back_whole(url: str, opened: Open) -> None:
-    """Another store of the same place reads every field, those of later releases too."""
+    """Another store of the place reads every field, those of later releases too."""
     state = MaintenanceState.from_json(
         '{"enabled": true, "epoch": 7, "tag": "t", "message": "für 5 € \\ud83d\\ude80",'
         ' "bypass": "sha256:00", "later": [1], "since": "2026-11-24T12:00:00Z"}'
@@ -180,7 +181,7 @@ def test_racing_workers_join_one_roster(url: str, opened: Open) -> None:
 
 
 def test_confirm_marks_the_present_generation_only(store: SQLStore) -> None:
-    """Testimony makes another generation; a judgement of an older one changes nothing."""
+    """Testimony makes a new generation; to mark an older one changes nothing."""
     first = store.report(NAME, report("a")).generation
     second = store.confirm(NAME, first, complete=False)
     assert second not in {"", first}
@@ -211,6 +212,16 @@ def test_removed_worker_is_gone(store: SQLStore) -> None:
     assert [worker.id for worker in roster.workers] == ["b"]
     assert not store.report(NAME, report("a")).replaced
     assert store.roster(NAME).members == {"a", "b"}
+
+
+def test_report_that_is_gone_was_not_replaced(store: SQLStore) -> None:
+    """A worker that is listed and whose report was lost is told so."""
+    store.report(NAME, report("a"))
+    run(store, "DELETE FROM {}_reports")
+    roster = store.roster(NAME)
+    assert (roster.members, roster.workers) == ({"a"}, ())
+    assert not store.report(NAME, report("a")).replaced
+    assert store.report(NAME, report("a")).replaced
 
 
 def test_silent_is_not_dead(store: SQLStore) -> None:
@@ -384,6 +395,8 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
 
 def elsewhere(url: str) -> str:
     """Return a URL of the same tables, whose worker is another one of this process."""
+    if url.startswith("sqlite"):
+        return url.replace("/shop.db", "/link/shop.db")
     return f"{url}&application_name=elsewhere"
 
 
@@ -409,7 +422,7 @@ async def test_workers_acknowledge_within_a_tick(url: str, opened: Open) -> None
         for _ in range(2):
             begun = time.monotonic()
             done = await operator.enable(EnableOptions(message="upgrade"))
-            assert time.monotonic() - begun < 1.0 + 0.5
+            assert time.monotonic() - begun < 2.5, "a tick, on a busy machine"
             assert [w.worker.state.epoch for w in workers] == [done.state.epoch] * 2
         report = await operator.drain(DrainOptions(timeout=10))
         assert report.drained, report

@@ -1,0 +1,1067 @@
+"""The thread that follows a store: learn, adopt, report, and what it does after faults.
+
+A keeper's thread looks when the test says so: ``look`` is one tick, in this thread.
+"""
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fastapi_maintenance import (
+    EnvStore,
+    FileStore,
+    MaintenanceGuard,
+    MaintenanceState,
+    MemoryStore,
+    StoreError,
+    keeper,
+)
+from fastapi_maintenance.changes import published
+from fastapi_maintenance.fence import WorkerReport
+from fastapi_maintenance.keeper import Keeper, keeper_of
+from fastapi_maintenance.stores import CannotJoinError, TemporaryStoreError
+from fastapi_maintenance.switch import Switch
+from fastapi_maintenance.worker import Worker
+from tests.own_store import OwnStore, Server, TwoMethods, until
+from tests.stores.children import in_child
+
+OFF = MaintenanceState(epoch=1, tag="off")
+ON = MaintenanceState(epoch=7, tag="on", enabled=True)
+
+
+def joined(store: TwoMethods) -> Switch:
+    """Return a switch whose worker has joined and reported."""
+    switch = Switch(store, "default")
+    switch.join_now()
+    look(switch)
+    return switch
+
+
+def look(switch: Switch, *, heartbeat: bool = False) -> None:
+    """Have the keeper look once, and at its heartbeat report in any case."""
+    if heartbeat:
+        switch._kept._reported_at = 0.0
+    switch.keeper.look()
+
+
+def report_of(store: OwnStore, worker: Worker) -> WorkerReport:
+    """Return what a worker has told the store."""
+    return store.server.reports[worker.id][0]
+
+
+def complete(store: OwnStore) -> bool:
+    """Tell whether the roster is known to be complete."""
+    return store.roster("default").complete
+
+
+def running_keepers() -> int:
+    """Return how many keepers have a thread."""
+    gc.collect()
+    return sum(thread.name == "fastapi-maintenance keeper" for thread in _threads())
+
+
+def _threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.is_alive()]
+
+
+class TestJoining:
+    """A worker is listed before it reads the state, and admits nothing before that."""
+
+    def test_worker_is_listed_before_it_reads_the_state(self) -> None:
+        """A publication that it does not read finds it on the list."""
+        store = OwnStore()
+        store.server.state = ON
+        seen: list[WorkerReport] = []
+        switch = Switch(store, "default")
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            if not seen:
+                seen.extend(report for report, _ in store.server.reports.values())
+                assert switch.worker.admit("work") is None
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # to look at this moment
+        switch.join_now()
+        assert [(report.seen, report.tag) for report in seen] == [(0, "")]
+        assert switch.worker.state == ON
+        until(lambda: report_of(store, switch.worker).seen == ON.epoch)
+
+    def test_nothing_stored_is_off(self) -> None:
+        """A store that never had a state has a worker admit everything."""
+        switch = joined(OwnStore())
+        assert switch.worker.state == MaintenanceState()
+        assert switch.state == MaintenanceState()
+
+    def test_it_joins_once(self) -> None:
+        """Joining again does nothing."""
+        store = OwnStore()
+        switch = joined(store)
+        before = list(store.calls)
+        switch.join_now()
+        assert store.calls == before
+
+    @pytest.mark.parametrize("method", ["report", "read"])
+    def test_store_that_fails_is_not_joined(self, method: str) -> None:
+        """A worker that could join and has not admits nothing; it tries again."""
+        store = OwnStore()
+        store.errors[method] = TemporaryStoreError("away")
+        switch = Switch(store, "default")
+        for _ in range(2):
+            with pytest.raises(TemporaryStoreError, match="away"):
+                switch.join_now()
+            assert switch.worker.admit("work") is None
+        store.errors.clear()
+        switch.join_now()
+        assert switch.worker.joined
+
+    def test_callers_of_one_attempt_get_one_answer(self) -> None:
+        """Many requests that wait for a store that is down do not ask it in turn."""
+        store = OwnStore()
+        begun, go = threading.Event(), threading.Event()
+        failed: list[str] = []
+        switch = Switch(store, "default")
+
+        def fails(name: str, report: WorkerReport) -> None:
+            store.calls.append("attempt")
+            begun.set()
+            go.wait(30)
+            raise TemporaryStoreError("away")
+
+        store.report = fails  # type: ignore[assignment, method-assign]  # a slow failure
+
+        def join() -> None:
+            try:
+                switch.join_now()
+            except StoreError as error:
+                failed.append(str(error))
+
+        threads = [threading.Thread(target=join) for _ in range(4)]
+        threads[0].start()
+        assert begun.wait(30)
+        for thread in threads[1:]:
+            thread.start()
+        # They have asked when they wait for the lock; there is no way to see that.
+        until(lambda: all(thread.is_alive() for thread in threads))
+        time.sleep(0.05)
+        go.set()
+        for thread in threads:
+            thread.join(30)
+        assert failed == ["away"] * 4
+        assert store.calls.count("attempt") == 1
+
+    @pytest.mark.parametrize(
+        ("answer", "says"),
+        [
+            (ValueError("no such table"), "ValueError: no such table"),
+            ({"enabled": False}, "which is not a state"),
+        ],
+    )
+    def test_store_of_a_user_may_fail_in_any_way(
+        self, answer: object, says: str
+    ) -> None:
+        """An error of a driver, or an answer that is no state, refuses requests."""
+        store = TwoMethods()
+
+        def read(name: str) -> object:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        store.read = read  # type: ignore[assignment, method-assign]  # the mistake
+        with pytest.raises(StoreError, match=says):
+            Switch(store, "default").join_now()
+
+
+class TestFollowing:
+    """A newer state is adopted, then reported."""
+
+    def test_newer_state_is_adopted_and_reported(self) -> None:
+        """The report says the publication, and what is older."""
+        store = OwnStore()
+        switch = joined(store)
+        with switch.worker.admit("work") or pytest.fail():
+            store.server.state = ON
+            look(switch)
+            report = report_of(store, switch.worker)
+            assert (report.seen, report.tag, report.old) == (ON.epoch, ON.tag, 1)
+        look(switch)
+        assert report_of(store, switch.worker).old == 0
+
+    def test_nothing_new_is_reported_at_the_heartbeat_alone(self) -> None:
+        """Requests that come and go are no news to a drain."""
+        store = OwnStore()
+        switch = joined(store)
+        before = store.calls.count("report")
+        with switch.worker.admit("work") or pytest.fail():
+            look(switch)
+            assert store.calls.count("report") == before
+            look(switch, heartbeat=True)
+            assert store.calls.count("report") == before + 1
+            assert report_of(store, switch.worker).current == 1
+
+    def test_store_without_reports_is_read_alone(self) -> None:
+        """A store of two methods is followed, and keeps no reports."""
+        store = TwoMethods()
+        switch = joined(store)
+        store.server.state = ON
+        look(switch)
+        assert switch.worker.state == ON
+        assert set(store.calls) == {"read"}
+
+    @pytest.mark.parametrize(
+        ("store", "quiet", "on", "unfinished"),
+        [
+            (OwnStore(poll_interval=0.05), 0.05, 0.05, 0.01),
+            (OwnStore(local=False, poll_interval=1.0), 1.0, 0.2, 0.2),
+            (TwoMethods(poll_interval=1.0), 1.0, 1.0, 1.0),
+        ],
+        ids=["local", "remote", "without reports"],
+    )
+    def test_it_looks_more_often_while_a_drain_may_wait(
+        self, store: TwoMethods, quiet: float, on: float, unfinished: float
+    ) -> None:
+        """Ticks are short while older requests run, and cost little else."""
+        switch = joined(store)
+        assert switch._kept.tend() == quiet
+        with switch.worker.admit("work") or pytest.fail():
+            store.server.state = ON
+            assert switch._kept.tend() == unfinished
+        switch._kept.tend()
+        assert switch._kept.tend() == on
+
+    def test_worker_that_has_left_is_not_followed(self) -> None:
+        """A tick of a worker that has left touches nothing."""
+        store = OwnStore()
+        switch = joined(store)
+        switch._kept.leave()
+        calls = list(store.calls)
+        look(switch)
+        assert store.calls == calls
+
+
+class TestReadErrors:
+    """A store that cannot be read leaves the last known state, and says so once."""
+
+    def test_error_is_logged_when_it_begins_changes_and_ends(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The log has one line per problem, however often the keeper looks."""
+        caplog.set_level("INFO")
+        store = OwnStore()
+        store.server.state = ON
+        switch = joined(store)
+        for text in ("disk full", "disk gone"):
+            store.errors["read"] = StoreError(text)
+            for _ in range(5):
+                look(switch)
+            assert caplog.text.count(f"keeps the last state it knew: {text}") == 1
+        assert switch.worker.state == ON
+        store.errors.clear()
+        look(switch)
+        look(switch)
+        assert caplog.text.count("works again (read)") == 1
+
+    def test_report_errors_are_logged_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A worker that cannot report serves on, and reports as soon as it can."""
+        store = OwnStore()
+        switch = joined(store)
+        store.errors["report"] = TemporaryStoreError("away")
+        store.server.state = ON
+        for _ in range(5):
+            look(switch, heartbeat=True)
+        assert caplog.text.count("cannot report: away") == 1
+        assert report_of(store, switch.worker).seen != ON.epoch
+        store.errors.clear()
+        look(switch)
+        assert report_of(store, switch.worker).seen == ON.epoch
+
+    def test_keeper_survives_what_it_did_not_expect(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A bug in a user's store does not end the thread that follows it."""
+        store = OwnStore(poll_interval=0.01)
+        switch = joined(store)
+        store.errors["report"] = ValueError("a bug")
+        store.server.state = ON
+        until(lambda: "keeper of a worker failed" in caplog.text)
+        store.errors.clear()
+        store.server.state = OFF.replace(epoch=8)
+        until(lambda: report_of(store, switch.worker).seen == 8)
+
+
+class TestLoss:
+    """A store that loses its data does not end maintenance, and its roster knows."""
+
+    @pytest.mark.parametrize("state", [OFF, ON])
+    def test_lost_state_is_written_back(
+        self, state: MaintenanceState, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It keeps its epoch and its tag, and the roster is not complete any more."""
+        store = OwnStore()
+        store.server.state = state
+        switch = joined(store)
+        assert complete(store)
+        store.server.state = None
+        look(switch)
+        assert store.server.state == state
+        assert not complete(store)
+        assert "which was written back" in caplog.text
+
+    def test_state_that_never_was_is_not_written(self) -> None:
+        """A worker that found nothing stores nothing."""
+        store = OwnStore()
+        look(joined(store))
+        assert store.server.state is None
+
+    def test_another_worker_may_be_faster(self) -> None:
+        """What was published in between stands."""
+        store = OwnStore()
+        store.server.state = ON
+        switch = joined(store)
+        store.server.state = None
+        newer = OFF.replace(epoch=9)
+
+        def overtake() -> None:
+            store.server.state = newer
+
+        store.before_publish = overtake
+        look(switch)
+        look(switch)
+        assert store.server.state == newer
+        assert switch.worker.state == newer
+
+    def test_write_back_that_fails_is_tried_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The log says it once, and the last known state decides until then."""
+        store = OwnStore()
+        store.server.state = ON
+        switch = joined(store)
+        store.server.state = None
+        store.errors["publish"] = StoreError("read-only")
+        for _ in range(3):
+            look(switch)
+        assert caplog.text.count("cannot write the state back: read-only") == 1
+        assert switch.worker.state == ON
+        store.errors.clear()
+        look(switch)
+        assert store.server.state == ON
+
+    def test_store_that_was_put_back_is_put_right(self) -> None:
+        """A backup that is restored under workers does not undo a publication."""
+        store = OwnStore()
+        store.server.state = OFF
+        switch = joined(store)
+        store.server.state = ON
+        look(switch)
+        store.server.state = OFF
+        look(switch)
+        # The epoch must grow for the store: it is written under the one it had.
+        assert store.server.state == ON
+        assert not complete(store)
+
+    def test_lost_report_is_testified(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A worker whose report is gone says that others may be missing, too."""
+        store = OwnStore()
+        switch = joined(store)
+        store.server.lose_roster()
+        look(switch, heartbeat=True)
+        assert report_of(store, switch.worker)
+        assert not complete(store)
+        assert "the list of workers is not complete" in caplog.text
+
+    def test_roster_that_a_cold_worker_made_is_corrected(self) -> None:
+        """A complete roster of another generation is not, for one who knows better."""
+        server = Server()
+        first = joined(OwnStore(server))
+        server.lose_roster()
+        store = OwnStore(server)
+        joined(store)
+        assert complete(store)
+        look(first, heartbeat=True)
+        assert not complete(store)
+        assert len(store.roster("default").members) == 2
+
+    def test_testimony_is_given_once(self) -> None:
+        """Workers that come back one after the other agree on one new roster."""
+        server = Server()
+        workers = [joined(OwnStore(server)) for _ in range(3)]
+        server.lose_everything()
+        for _ in range(3):
+            for switch in workers:
+                look(switch, heartbeat=True)
+        assert server.membership is not None
+        generation = server.membership.generation
+        for switch in workers:
+            look(switch, heartbeat=True)
+            assert switch.worker.generation == generation
+        assert len(server.membership.members) == 3
+        OwnStore(server).confirm("default", generation, complete=True)
+        for switch in workers:
+            look(switch, heartbeat=True)
+        assert server.membership.complete
+
+    def test_testimony_that_fails_is_logged(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A store that takes reports and no marks is not trusted silently."""
+        store = OwnStore()
+        switch = joined(store)
+        store.errors["confirm"] = StoreError("no rights")
+        store.server.lose_roster()
+        look(switch, heartbeat=True)
+        assert "cannot report: no rights" in caplog.text
+
+    def test_dead_workers_are_taken_off_the_list_under_maintenance(self) -> None:
+        """Without that, each killed worker would make the next drain *lost*."""
+        server = Server()
+        gone, store = joined(OwnStore(server)), OwnStore(server)
+        switch = joined(store)
+        server.dead.add(gone.worker.id)
+        look(switch, heartbeat=True)
+        assert gone.worker.id in server.reports
+        server.state = ON
+        look(switch)
+        look(switch, heartbeat=True)
+        assert list(server.reports) == [switch.worker.id]
+        store.errors["roster"] = StoreError("away")
+        look(switch, heartbeat=True)
+
+
+class TestHistories:
+    """Another publication under an epoch that is not larger: two histories."""
+
+    @pytest.mark.parametrize(
+        ("known", "stored", "winner"),
+        [
+            (OFF.replace(epoch=7), ON.replace(tag="other"), "other"),
+            (ON, OFF.replace(epoch=7, tag="other"), "on"),
+            (ON, ON.replace(tag="other"), "other"),
+            (OFF.replace(epoch=7), OFF.replace(epoch=7, tag="other"), "other"),
+            (ON, ON.replace(epoch=3, tag="other"), "other"),
+            (ON, MaintenanceState(epoch=1), "on"),
+        ],
+    )
+    def test_enabled_state_wins_above_both(
+        self, known: MaintenanceState, stored: MaintenanceState, winner: str
+    ) -> None:
+        """It keeps its tag, so that its coordinator knows it again."""
+        store = OwnStore()
+        store.server.state = known
+        switch = joined(store)
+        store.server.state = stored
+        look(switch)
+        assert store.server.state is not None
+        assert store.server.state.tag == winner
+        assert store.server.state.epoch == max(known.epoch, stored.epoch) + 1
+        assert switch.worker.state == store.server.state
+
+    def test_two_workers_agree(self) -> None:
+        """The one that comes later adopts what the first one has published."""
+        server = Server()
+        server.state = OFF.replace(epoch=7)
+        workers = [joined(OwnStore(server)) for _ in range(2)]
+        server.state = ON.replace(tag="other")
+        for _ in range(2):
+            for switch in workers:
+                look(switch)
+        assert workers[0].worker.state == workers[1].worker.state == server.state
+        assert server.state.epoch == 8
+
+    def test_another_publication_may_come_first(self) -> None:
+        """What an operator publishes at that moment stands."""
+        store = OwnStore()
+        store.server.state = ON
+        switch = joined(store)
+        store.server.state = OFF.replace(epoch=7, tag="other")
+        newer = OFF.replace(epoch=9, tag="operator")
+
+        def overtake() -> None:
+            store.server.state = newer
+
+        store.before_publish = overtake
+        look(switch)
+        look(switch)
+        assert switch.worker.state == store.server.state == newer
+
+
+class TestHandEdits:
+    """A state that a person or a tool has written is published under a new epoch."""
+
+    @pytest.mark.parametrize("epoch", [0, OFF.epoch])
+    def test_edit_is_published(self, epoch: int) -> None:
+        """It decides everywhere, and a drain can tell who has seen it."""
+        server = Server()
+        server.state = OFF
+        workers = [joined(OwnStore(server)) for _ in range(2)]
+        server.state = MaintenanceState(
+            epoch=epoch, tag=OFF.tag if epoch else "", enabled=True, message="by hand"
+        )
+        for switch in workers:
+            look(switch)
+        found = server.state
+        assert found is not None
+        assert (found.enabled, found.message) == (True, "by hand")
+        assert found.epoch > OFF.epoch
+        assert found.tag not in {"", OFF.tag}
+        assert [switch.worker.state for switch in workers] == [found, found]
+
+    def test_edit_of_a_cold_start_is_taken_as_it_is(self) -> None:
+        """What was written before the first worker started is no change."""
+        store = OwnStore()
+        store.server.state = MaintenanceState(enabled=True)
+        switch = joined(store)
+        look(switch)
+        assert store.server.state == switch.worker.state == MaintenanceState(
+            enabled=True
+        )
+        store.server.state = MaintenanceState()
+        look(switch)
+        assert not switch.worker.state.enabled
+        assert switch.worker.state.epoch > 0
+
+    def test_edit_that_cannot_be_stored_is_adopted_and_uncounted(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A link that a tool maintains is obeyed; no drain can promise anything."""
+        store = OwnStore()
+        store.server.state = OFF
+        switch = joined(store)
+        store.errors["publish"] = StoreError("a link")
+        edited = MaintenanceState(enabled=True, message="by hand")
+        store.server.state = edited
+        for _ in range(3):
+            look(switch)
+        worker = switch.worker
+        assert (worker.state.enabled, worker.state.message) == (True, "by hand")
+        assert (worker.state.epoch, worker.state.tag) == (OFF.epoch, OFF.tag)
+        assert report_of(store, worker).uncounted == 1
+        assert store.calls.count("publish") == 1
+        assert "cannot write the state back: a link" in caplog.text
+        store.server.state = MaintenanceState()
+        look(switch)
+        assert not worker.state.enabled
+        store.server.state = ON
+        look(switch)
+        assert worker.state == ON
+        assert report_of(store, worker).uncounted == 0
+
+    def test_operator_may_publish_first(self) -> None:
+        """An edit that is overtaken is gone."""
+        store = OwnStore()
+        store.server.state = OFF
+        switch = joined(store)
+        store.server.state = MaintenanceState(enabled=True)
+        store.before_publish = lambda: setattr(store.server, "state", ON)
+        look(switch)
+        look(switch)
+        assert switch.worker.state == store.server.state == ON
+
+    def test_state_of_a_newer_release_is_obeyed(self) -> None:
+        """What is written by hand for a newer release is not replaced."""
+        store = OwnStore()
+        store.server.state = OFF
+        switch = joined(store)
+        newer = MaintenanceState.from_json('{"version": 9, "enabled": true}')
+        store.server.state = newer
+        look(switch)
+        assert store.server.state == newer
+        assert switch.worker.state.enabled
+        assert report_of(store, switch.worker).uncounted == 1
+
+
+class TestYoungServer:
+    """A server that has just started may have lost a state that others know."""
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(keeper, "YOUNG_SERVER", 0.3)
+
+    def test_state_of_others_is_waited_for(self) -> None:
+        """A worker that starts does not take a restarted server for *off*."""
+        store = OwnStore()
+        store.young = True
+        reads: list[int] = []
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            reads.append(1)
+            if len(reads) == 2:
+                store.server.state = ON
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # others write it back
+        switch = Switch(store, "default")
+        switch.join_now()
+        assert switch.worker.state == ON
+
+    def test_off_is_stored_where_no_worker_knows_more(self) -> None:
+        """Under the smallest epoch, so that any other state is larger."""
+        store = OwnStore()
+        store.young = True
+        Switch(store, "default").join_now()
+        assert store.server.state == MaintenanceState(epoch=1)
+
+    def test_others_may_be_later_than_that(self) -> None:
+        """What is stored in the last moment is not overwritten."""
+        store = OwnStore()
+        store.young = True
+        store.before_publish = lambda: setattr(store.server, "state", ON)
+        switch = Switch(store, "default")
+        switch.join_now()
+        assert switch.worker.state == ON
+
+    def test_state_that_is_there_is_not_waited_for(self) -> None:
+        """A young server that has a state has lost nothing."""
+        store = OwnStore()
+        store.young = True
+        store.server.state = ON
+        switch = Switch(store, "default")
+        switch.join_now()
+        assert store.calls.count("publish") == 0
+
+
+class TestWorkersThatCannotJoin:
+    """A directory that cannot be written takes no service down."""
+
+    def test_it_serves_uncounted_and_joins_later(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What ran until then counts as old; the log says the problem and its end."""
+        caplog.set_level("INFO")
+        store = OwnStore()
+        store.errors["report"] = CannotJoinError("no rights")
+        switch = Switch(store, "default")
+        switch.join_now()
+        look(switch)
+        assert caplog.text.count("is not counted: no rights") == 1
+        with switch.worker.admit("work") or pytest.fail():
+            store.errors.clear()
+            look(switch, heartbeat=True)
+            look(switch)
+            report = report_of(store, switch.worker)
+            assert (report.seen, report.current, report.old) == (0, 0, 1)
+            store.server.state = ON
+            look(switch)
+            assert report_of(store, switch.worker).seen == ON.epoch
+        assert "works again (join)" in caplog.text
+
+    def test_first_report_says_that_it_has_seen_nothing(self) -> None:
+        """It may have missed a publication, so it reads the state after joining."""
+        store = OwnStore()
+        store.errors["report"] = CannotJoinError("no rights")
+        switch = Switch(store, "default")
+        switch.join_now()
+        store.errors.clear()
+        seen: list[int] = []
+        reporting = store.report
+
+        def report(name: str, report: WorkerReport) -> object:
+            seen.append(report.seen)
+            if len(seen) == 1:
+                store.server.state = ON
+            return reporting(name, report)
+
+        store.report = report  # type: ignore[assignment, method-assign]  # at this moment
+        look(switch, heartbeat=True)
+        assert seen == [0]
+        assert switch.worker.state == ON
+        look(switch)
+        assert seen == [0, ON.epoch]
+
+    def test_store_may_fail_at_that_moment(self) -> None:
+        """A worker that is listed and cannot read has acknowledged nothing."""
+        store = OwnStore()
+        store.errors["report"] = CannotJoinError("no rights")
+        switch = Switch(store, "default")
+        switch.join_now()
+        store.errors.clear()
+        store.errors["read"] = StoreError("away")
+        look(switch, heartbeat=True)
+        store.server.state = ON
+        look(switch)
+        assert report_of(store, switch.worker).seen == 0
+        store.errors.clear()
+        look(switch)
+        assert report_of(store, switch.worker).seen == ON.epoch
+
+    def test_right_may_be_lost_later(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A worker that was counted goes on serving, and tries again."""
+        store = OwnStore()
+        switch = joined(store)
+        store.errors["report"] = CannotJoinError("no rights")
+        look(switch, heartbeat=True)
+        look(switch)
+        assert not switch.worker.counted
+        assert switch.worker.admit("work") is not None
+        assert caplog.text.count("is not counted: no rights") == 1
+        store.errors.clear()
+        look(switch, heartbeat=True)
+        assert switch.worker.counted
+
+    def test_state_that_may_not_be_read_is_off(self) -> None:
+        """A cold start without any right serves; any other error refuses."""
+        store = OwnStore()
+        store.errors["report"] = CannotJoinError("no rights")
+        store.errors["read"] = StoreError("broken")
+        switch = Switch(store, "default")
+        with pytest.raises(StoreError, match="broken"):
+            switch.join_now()
+        forbidden = StoreError("forbidden")
+        forbidden.__cause__ = PermissionError()
+        store.errors["read"] = forbidden
+        switch.join_now()
+        assert switch.worker.state == MaintenanceState()
+        store.errors.clear()
+        store.server.state = ON
+        look(switch)
+        assert switch.worker.state == ON
+
+
+class TestLeaving:
+    """The last user takes the worker off the list, unless work is in flight."""
+
+    def test_last_user_leaves(self) -> None:
+        """Several lifespans of one worker leave together."""
+        store = OwnStore()
+        switch = Switch(store, "default")
+        kept = switch._kept
+        kept.enter()
+        kept.enter()
+        kept.leave()
+        assert switch.worker.joined
+        kept.leave()
+        assert not switch.worker.joined
+        assert store.server.reports == {}
+        assert store.server.membership is not None
+        assert store.server.membership.members == frozenset()
+        kept.leave()
+        assert store.calls.count("remove") == 1
+
+    def test_work_in_flight_keeps_the_report(self) -> None:
+        """A drain still sees what runs on after the lifespan's end."""
+        store = OwnStore()
+        switch = joined(store)
+        with switch.worker.admit("work") or pytest.fail():
+            switch._kept.leave()
+            assert switch.worker.id in store.server.reports
+        switch._kept.leave()
+        assert store.server.reports == {}
+
+    def test_worker_may_join_again(self) -> None:
+        """It is on the list again, before it admits anything."""
+        store = OwnStore()
+        switch = joined(store)
+        switch._kept.leave()
+        store.server.state = ON
+        assert switch.worker.admit("work") is None
+        switch.join_now()
+        assert switch.worker.state == ON
+        assert switch.worker.id in store.server.reports
+        assert complete(store)
+
+    def test_report_that_cannot_be_removed_is_logged(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A process that ends is not stopped by its store."""
+        store = OwnStore()
+        switch = joined(store)
+        store.errors["remove"] = StoreError("away")
+        switch._kept.leave()
+        assert not switch.worker.joined
+        assert "left, but its report stays: away" in caplog.text
+
+    def test_uncounted_worker_leaves_nothing(self) -> None:
+        """What could not report has nothing to remove, and neither has a short store."""
+        store = OwnStore()
+        store.errors["report"] = CannotJoinError("no rights")
+        for leaving in (store, TwoMethods()):
+            switch = Switch(leaving, "default")
+            switch.join_now()
+            switch._kept.leave()
+            assert not switch.worker.joined
+            assert "remove" not in leaving.calls
+
+
+class TestThreads:
+    """One thread per store and process, for as long as a worker needs it."""
+
+    @pytest.fixture(autouse=True)
+    def _alone(self) -> None:
+        until(lambda: running_keepers() == 0, "keepers of other tests end")
+
+    def test_switches_of_one_store_share_it(self) -> None:
+        """Each name has a worker, and one keeper follows them all."""
+        store = OwnStore(poll_interval=0.01)
+        switches = [Switch(store, name) for name in ("one", "two")]
+        assert switches[0].keeper is switches[1].keeper
+        assert switches[0].worker is not switches[1].worker
+        assert Switch(store, "one").worker is switches[0].worker
+        for switch in switches:
+            switch.join_now()
+        assert running_keepers() == 1
+        store.server.state = ON
+        until(lambda: all(switch.worker.state == ON for switch in switches))
+        switches[0]._kept.leave()
+        assert running_keepers() == 1
+        switches[1]._kept.leave()
+        until(lambda: running_keepers() == 0)
+        switches[0].join_now()
+        until(lambda: running_keepers() == 1)
+        switches[0]._kept.leave()
+
+    def test_places_are_told_apart(self, tmp_path: Path) -> None:
+        """Guards of one place share a worker; memory and other engines never do."""
+        one = FileStore(tmp_path)
+        assert keeper_of(one) is keeper_of(FileStore(tmp_path))
+        assert keeper_of(one) is not keeper_of(FileStore(tmp_path / "other"))
+        memory = MemoryStore()
+        assert keeper_of(memory) is keeper_of(memory)
+        assert keeper_of(memory) is not keeper_of(MemoryStore())
+        stranger = OwnStore()
+        stranger.location = one.location  # type: ignore[attr-defined]  # the same text
+        assert keeper_of(stranger) is not keeper_of(one)
+
+    def test_keeper_ends_with_the_guard(self, tmp_path: Path) -> None:
+        """200 guards that were dropped without a lifespan keep no threads."""
+        for number in range(200):
+            guard = MaintenanceGuard(FileStore(tmp_path / str(number % 4)))
+            guard._switch.join_now()
+            del guard
+        until(lambda: running_keepers() == 0)
+
+    def test_memory_needs_no_thread(self) -> None:
+        """What only this process can set need not be followed."""
+        for store in (MemoryStore(), EnvStore("NOT_SET")):
+            guard = MaintenanceGuard(store)
+            with guard.admit():
+                assert running_keepers() == 0
+
+    def test_store_may_say_when_to_look(self) -> None:
+        """A store with ``wait`` is looked at when that returns, or when it is woken."""
+
+        class Waiting(OwnStore):
+            names: list[str]
+
+            def __init__(self) -> None:
+                super().__init__(local=False)
+                self.news = threading.Event()
+                self.waited: list[list[str]] = []
+
+            def wait(self, names: list[str], seconds: float) -> None:
+                self.waited.append(names)
+                self.news.wait(seconds)
+                self.news.clear()
+
+            def wake(self) -> None:
+                self.news.set()
+
+        store = Waiting()
+        switch = Switch(store, "default")
+        switch.join_now()
+        until(lambda: store.waited)
+        store.server.state = ON
+        switch.keeper.wake()
+        until(lambda: report_of(store, switch.worker).seen == ON.epoch)
+        assert store.waited[0] == ["default"]
+        switch._kept.leave()
+        switch.keeper.wake()
+        until(lambda: running_keepers() == 0)
+
+    def test_wait_that_fails_is_replaced_by_polling(self) -> None:
+        """A connection that breaks while it listens does not end the keeper."""
+
+        class Broken(OwnStore):
+            def wait(self, names: list[str], seconds: float) -> None:
+                raise OSError(names, seconds)
+
+        store = Broken(poll_interval=0.01)
+        switch = Switch(store, "default")
+        switch.join_now()
+        store.server.state = ON
+        until(lambda: report_of(store, switch.worker).seen == ON.epoch)
+        switch._kept.leave()
+        until(lambda: running_keepers() == 0)
+
+    def test_worker_that_joins_at_the_last_moment_is_followed(self) -> None:
+        """A keeper that is about to end looks once more, or another one starts."""
+        store = OwnStore()
+        switch = joined(store)
+        kept = Keeper(store)
+        assert kept.round() is None
+        late = kept.switch("default")
+        leaving = late.keeper._present
+
+        def present() -> list[object]:
+            found: list[object] = []
+            late.worker.start(OFF, counted=True)
+            return found
+
+        kept._present = present  # type: ignore[method-assign, assignment]  # the race
+        assert kept.round() == 0.0
+        kept._present = leaving  # type: ignore[method-assign]  # the end of it
+        assert switch.worker.joined
+
+
+class TestStaleKeeper:
+    """A process that was stopped and goes on refuses from its first request."""
+
+    def test_request_reads_a_local_store_itself(self, tmp_path: Path) -> None:
+        """The keeper has not looked for a second, and the state has changed."""
+        store = FileStore(tmp_path)
+        switch = Switch(store, "default")
+        kept = switch._kept
+        kept.join()
+        with kept._io:  # The keeper's thread does not come to it.
+            state = store.publish("default", published(lambda _: ON))
+            switch.worker.checked = time.monotonic() - 1.1
+            admission = switch.worker.admit("work")
+            assert admission is not None
+            assert admission.state == state
+
+    def test_remote_store_is_left_to_its_keeper(self) -> None:
+        """A request never waits for a server."""
+        store = OwnStore(local=False)
+        switch = joined(store)
+        store.server.state = ON
+        switch.worker.checked = time.monotonic() - 60
+        calls = list(store.calls)
+        admission = switch.worker.admit("work")
+        assert admission is not None
+        assert not admission.state.enabled
+        assert store.calls == calls
+
+    def test_moment_of_the_look_is_that_before_it(self) -> None:
+        """A process that is stopped in the middle of a look has not looked since."""
+        store = OwnStore()
+        switch = joined(store)
+        reading, before = store.read, 0.0
+
+        def read(name: str) -> MaintenanceState | None:
+            nonlocal before
+            before = time.monotonic()
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # to know the moment
+        look(switch)
+        assert switch.worker.checked <= before
+
+
+@pytest.fixture
+def file_switch(tmp_path: Path) -> Iterator[Switch]:
+    """Return a switch on a directory, whose worker leaves at the end."""
+    switch = Switch(FileStore(tmp_path), "default")
+    switch.join_now()
+    yield switch
+    switch._kept.leave()
+
+
+class TestForks:
+    """A forked child is another worker, with a thread and locks of its own."""
+
+    def test_child_joins_by_itself(self, file_switch: Switch) -> None:
+        """It has not joined, has another id, and its end is not its parent's."""
+        worker = file_switch.worker
+        before = worker.id
+        admission = worker.admit("work")
+        assert admission is not None
+
+        def child() -> bool:
+            apart = not worker.joined and worker.id != before
+            apart = apart and worker.admit("work") is None
+            admission.release()
+            file_switch.join_now()
+            listed = file_switch.keeper.store.roster("default")  # type: ignore[attr-defined]  # a directory's
+            both = {report.id for report in listed.living} == {before, worker.id}
+            return apart and both and worker.report().in_flight == 0
+
+        assert in_child(child)
+        assert worker.report().in_flight == 1
+        store = file_switch.store
+        assert isinstance(store, FileStore)
+        roster = store.roster("default")
+        dead = {report.id for report in roster.workers if report.liveness == "dead"}
+        assert before not in dead
+        assert {report.id for report in roster.workers} - {before} == dead
+        admission.release()
+
+    def test_child_has_a_keeper_of_its_own(self, file_switch: Switch) -> None:
+        """A change reaches a child that joined, without any request."""
+
+        def child() -> bool:
+            file_switch.join_now()
+            told = threading.Event()
+            file_switch.worker.notifier.listen(lambda _: told.set())
+            file_switch.store.publish("default", published(lambda _: ON))
+            return told.wait(20)
+
+        assert in_child(child)
+        until(lambda: file_switch.worker.state.enabled)
+
+    def test_fork_in_the_middle_of_a_look(self, file_switch: Switch) -> None:
+        """Locks that a thread of the parent held at that moment do not hang a child."""
+        kept = file_switch._kept
+
+        def child() -> bool:
+            file_switch.join_now()
+            return file_switch.worker.joined
+
+        locks = [
+            kept._io,
+            kept._joining,
+            file_switch.worker._lock,
+            file_switch.keeper._lock,
+            file_switch.worker.notifier._lock,
+            keeper._registry_lock,
+        ]
+        for lock in locks:
+            lock.acquire()
+        try:
+            assert in_child(child)
+        finally:
+            for lock in locks:
+                lock.release()
+
+    def test_child_on_memory_is_alone(self) -> None:
+        """The workers of a parent's memory are not those of its child."""
+        guard = MaintenanceGuard(MemoryStore())
+        guard._switch.join_now()
+
+        def child() -> bool:
+            guard._switch.join_now()
+            store = guard._switch.store
+            assert isinstance(store, MemoryStore)
+            workers = store.roster("default").workers
+            return [report.pid for report in workers] == [os.getpid()]
+
+        assert in_child(child)
+
+
+def test_problem_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """Each kind of problem has its own last word."""
+    caplog.set_level("INFO")
+    log = keeper.LogOnce("a test")
+    say: list[Callable[[], None]] = [
+        lambda: log.say("read", "a"),
+        lambda: log.say("read", "a"),
+        lambda: log.say("report", "b"),
+        lambda: log.solved("read"),
+        lambda: log.solved("read"),
+        lambda: log.say("read", "a"),
+    ]
+    for step in say:
+        step()
+    assert [record.message for record in caplog.records] == [
+        "a test: a",
+        "a test: b",
+        "a test: works again (read)",
+        "a test: a",
+    ]
