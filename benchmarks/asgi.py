@@ -1,6 +1,6 @@
-"""What the ASGI door adds to a request, as ratios within one run.
+"""What the middleware adds to a request, as ratios within one run.
 
-Run ``python benchmarks/door.py``. It measures as ``benchmarks/guard.py`` does: in
+Run ``python benchmarks/asgi.py``. It measures as ``benchmarks/guard.py`` does: in
 process, processor time, each round once through all cases, the best round of each.
 The last of 10, 100 and 1,000 routes is asked for, with and without maintenance.
 """
@@ -44,13 +44,13 @@ async def measure(rounds: int, requests: int) -> dict[str, float]:
     cases = {
         "nothing": (application(), 200),
         "empty async dependency": (application(1, None, empty), 200),
-        "door off": (application(1, off), 200),
+        "middleware off": (application(1, off), 200),
         "dependency off": (application(1, None, off), 200),
-        "door and dependency off": (application(1, off, off), 200),
+        "middleware and dependency off": (application(1, off, off), 200),
     }
     for routes in ROUTES:
-        cases[f"{routes:,} routes, door off"] = (application(routes, off), 200)
-        cases[f"{routes:,} routes, door on"] = (application(routes, on), 503)
+        cases[f"{routes:,} routes, middleware off"] = (application(routes, off), 200)
+        cases[f"{routes:,} routes, middleware on"] = (application(routes, on), 503)
     return await best_of(cases, rounds, requests)
 
 
@@ -71,8 +71,8 @@ def main() -> None:
         print(f"{name:30}{spent:12.1f}{added:>9}{ratio:>20}")
     print()
     for routes in ROUTES:
-        refusing = best[f"{routes:,} routes, door on"]
-        serving = best[f"{routes:,} routes, door off"]
+        refusing = best[f"{routes:,} routes, middleware on"]
+        serving = best[f"{routes:,} routes, middleware off"]
         print(
             f"of {routes:,} routes: refusing costs {refusing / serving:.2f} of serving"
         )

@@ -7,6 +7,7 @@ Run ``python benchmarks/redis_store.py``. It needs ``redis-server`` on the path,
 import argparse
 import asyncio
 import multiprocessing
+import os
 import secrets
 import statistics
 import sys
@@ -14,21 +15,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.guard import application, best_of, empty
+from benchmarks.guard import Counter, application, best_of, empty
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
-from fastapi_maintenance.orders import Order
-from fastapi_maintenance.stores._process import ProcessIdentity
-from fastapi_maintenance.stores._redis_rows import encode, field_of
-from fastapi_maintenance.stores._redis_scripts import Keys
+from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.fence import WorkerReport
+from fastapi_maintenance.keeper import keeper_of
+from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Switch
-from fastapi_maintenance.waiting import Plan
+from fastapi_maintenance.switch import DrainOptions, Switch
 from tests.stores.redis_server import RedisServer, serving, until
 
 NAME = "default"
@@ -40,15 +39,16 @@ def url(server: RedisServer) -> str:
     return server.url(f"prefix=b{secrets.token_hex(4)}")
 
 
+def publish(store: RedisStore, *, enabled: bool) -> int:
+    """Publish a state, and return its epoch."""
+    state = MaintenanceState(enabled=enabled)
+    return store.publish(NAME, published(lambda _: state)).epoch
+
+
 def work(where: str, pipe: Connection) -> None:
-    """Be a worker: say when a state was adopted, and how busy it was in the end."""
-    worker = RedisStore.from_url(where).worker(NAME)
-
-    def told(state: MaintenanceState) -> None:
-        pipe.send((state.epoch, time.monotonic_ns()))
-
-    worker.listen(told)
-    worker.enter()
+    """Be a worker, and say how busy it was in the end."""
+    kept = keeper_of(RedisStore.from_url(where)).switch(NAME)
+    kept.enter()
     pipe.send("joined")
     while True:
         begun = time.process_time(), time.monotonic()
@@ -56,7 +56,7 @@ def work(where: str, pipe: Connection) -> None:
             break
         cpu = time.process_time() - begun[0]
         pipe.send(cpu / (time.monotonic() - begun[1]))
-    worker.leave()
+    kept.leave()
 
 
 @contextmanager
@@ -85,40 +85,43 @@ async def cost(where: str, rounds: int) -> None:
     cases = {
         "none": (application(), 200),
         "empty": (application(empty), 200),
+        "counter": (application(Counter()), 200),
         "memory": (application(MaintenanceGuard(MemoryStore())), 200),
         "redis": (application(guard), 200),
     }
     async with guard.lifespan():
         best = await best_of(cases, rounds, REQUESTS)
-    unit = best["empty"] - best["none"]
+    unit = best["counter"] - best["none"]
     for name in ("memory", "redis"):
         added = best[name] - best["none"]
-        print(f"added to a request, {name}: {added:.1f} us, {added / unit:.2f}x empty")
+        print(
+            f"added to a request, {name}: {added:.1f} us, {added / unit:.2f}x counter"
+        )
 
 
 def propagation(where: str, count: int, flips: int) -> None:
-    """Print how long after the call of ``publish`` each worker had adopted."""
-    switch = Switch(RedisStore.from_url(where), NAME)
-    delays = []
-    with workers(where, count) as pipes:
+    """Print how long after the call of ``publish`` the last worker has acknowledged."""
+    store = RedisStore.from_url(where)
+    switch = Switch(store, NAME)
+    delays, drains = [], []
+    with workers(where, count):
         for number in range(flips):
-            begun = time.monotonic_ns()
-            if number % 2:
-                asyncio.run(switch.disable())
-            else:
-                asyncio.run(switch.enable(Order(message="benchmark")))
-            delays += [(pipe.recv()[1] - begun) / 1e6 for pipe in pipes]
-        print(f"publish to adopted, {count} workers, {flips} times: {spread(delays)}")
-        times = []
-        plan = Plan(workers=count, vouched=True)
+            begun = time.monotonic()
+            epoch = publish(store, enabled=not number % 2)
+            while any(found.seen != epoch for found in store.roster(NAME).workers):
+                time.sleep(0.0005)
+            delays.append((time.monotonic() - begun) * 1e3)
+            time.sleep(0.05)
+        print(f"publish to acknowledged, {count} workers: {spread(delays)}")
+        time.sleep(3)  # The roster is then old enough to be complete.
         for _ in range(flips):
-            report = asyncio.run(switch.drain(plan, order=Order(message="benchmark")))
-            assert report.drained, report
-            times.append(report.seconds * 1e3)
+            drain = switch.drain(DrainOptions(timeout=5), enable=EnableOptions())
+            report = asyncio.run(drain)
+            if not report.drained:
+                sys.exit(str(report))
+            drains.append(report.seconds * 1e3)
             asyncio.run(switch.disable())
-            for pipe in pipes:
-                pipe.recv(), pipe.recv()
-        print(f"drain of {count} idle workers: {spread(times)}")
+        print(f"drain of {count} idle workers: {spread(drains)}")
 
 
 def idle(where: str) -> None:
@@ -129,37 +132,38 @@ def idle(where: str) -> None:
         print(f"idle worker: {pipe.recv():.2%} of a processor")
 
 
-def looks(server: RedisServer, where: str) -> None:
-    """Print how long a look at 1,000 rows takes, 900 of them lost."""
+def looks(where: str) -> None:
+    """Print how long a look at 1,000 reports takes, of 10 machines."""
     store = RedisStore.from_url(where)
-    keys = Keys.of(store.prefix, NAME)
-    now = int(time.time() * 1000)
-    with server.client() as client:
-        client.hset(keys.workers, ".v", "1")
-        for number in range(1000):
-            own = ProcessIdentity.own()
-            who = replace(own, host=f"pod{number}", boot=f"b{number % 50}")
-            row = encode(who, uncounted=False, seen=1, current=0, old=0, oldest=None)
-            stamp = now + 10**6 if number < 100 else 0
-            client.hset(keys.workers, field_of(f"{number}-x", who), f"{stamp} {row}")
+    own = ProcessIdentity.own()
+    for number in range(1000):
+        process = str(own if number % 10 else own._replace(boot=f"b{number % 10}"))
+        report = WorkerReport(
+            id=f"{number}-x", host=f"pod{number}", pid=os.getpid(), process=process
+        )
+        store.report("crowded", report)
     times = []
     for _ in range(30):
         begun = time.perf_counter()
-        roster = asyncio.run(store.roster(NAME))
+        found = len(store.roster("crowded").workers)
         times.append((time.perf_counter() - begun) * 1e3)
-    lost = sum(row.lost for row in roster.rows)
-    print(f"a look at {len(roster.rows)} rows, {lost} lost: {spread(times)}")
+    print(f"a look at {found} reports: {spread(times)}")
 
 
 def traffic(server: RedisServer, where: str) -> None:
     """Print what one worker sends and gets in a second, alone and among many."""
-    for count in (1, 8):
-        with workers(where, count):
-            before = moved(server)
-            time.sleep(10)
-            after = moved(server)
-        up, down = ((after[n] - before[n]) / 10 / count for n in (0, 1))
-        print(f"each of {count} workers: {up:.0f} B/s up, {down:.0f} B/s down")
+    for enabled in (False, True):
+        publish(RedisStore.from_url(where), enabled=enabled)
+        for count in (1, 8):
+            with workers(where, count):
+                before = moved(server)
+                time.sleep(10)
+                after = moved(server)
+            up, down = ((after[n] - before[n]) / 10 / count for n in (0, 1))
+            print(
+                f"each of {count} workers, {'on' if enabled else 'off'}:"
+                f" {up:.0f} B/s up, {down:.0f} B/s down"
+            )
 
 
 def moved(server: RedisServer) -> tuple[int, int]:
@@ -188,11 +192,8 @@ def main() -> None:
         until(lambda: server.uptime() >= 5)
         asyncio.run(cost(url(server), options.rounds))
         propagation(url(server), 4, options.flips)
-        looks(server, url(server))
-        busy = url(server)
-        traffic(server, busy)
-        looks(server, busy)
-        traffic(server, busy)
+        looks(url(server))
+        traffic(server, url(server))
         idle(url(server))
 
 

@@ -1,4 +1,4 @@
-"""Switch over HTTP, behind a password that needs no database."""
+"""Switch over HTTP and in a browser, behind a password that needs no database."""
 
 import hmac
 import os
@@ -18,7 +18,7 @@ app = FastAPI(dependencies=[Depends(guard)], lifespan=guard.lifespan)
 def operators_only(
     given: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())],
 ) -> None:
-    """Let nobody else pass; a browser asks for the password and sends it by itself."""
+    """Ask for the password; a browser sends it by itself from then on."""
     if not PASSWORD or not hmac.compare_digest(given.password.encode(), PASSWORD):
         raise HTTPException(401, headers={"WWW-Authenticate": "Basic"})
 

@@ -32,8 +32,8 @@ SLACK = 0.5
 LATE = 2.0
 """Seconds that a client on a busy machine may learn too late of its own answer.
 
-A wait that waits for nobody returns earlier than that. Strict is the migration, which
-fails if it finds an order half-way.
+A wait that does not wait returns earlier than that. The migration is the strict check:
+it fails if it finds an order half-way.
 """
 
 
@@ -150,9 +150,7 @@ def tell(screen: Screen, stage: Stage, traffic: Traffic) -> None:
     screen.check(happened=True, text=f"{len(slow)} long requests run, on every worker")
 
     screen.step("An operator closes the shop, and waits until the last one has ended")
-    # The first wait on a Redis server must be told how many workers there are.
-    told = ["--workers", str(stage.workers)] if len(stage.ports) > 1 else []
-    screen.command(stage, "on", "--message", MESSAGE, "--for", "20m", "--wait", *told)
+    screen.command(stage, "on", "--message", MESSAGE, "--for", "20m", "--wait")
     closed = time.monotonic()
     show_slow_work(screen, slow, traffic.first(REFUSED), closed)
 
@@ -208,7 +206,11 @@ def start_slow_work(stage: Stage) -> list[Slow]:
     for turn in range(0, MOST, SOME):
         slow += [order(turn + number) for number in range(SOME)]
         # The customers' own requests are in flight for milliseconds only.
-        long = [row for row in stage.rows() if (row["oldest_age"] or 0) > LONG]
+        long = [
+            worker
+            for worker in stage.status()
+            if worker["oldest"] and worker["oldest"]["seconds"] > LONG
+        ]
         if len(long) == stage.workers:
             return slow
     raise StageError("no long request reached some of the workers")
@@ -284,7 +286,7 @@ def show_traffic(
         every == {SERVED, REFUSED}, f"nothing but 200 and 503: {sorted(every)}"
     )
     while_closed = set(traffic.between(closed, before_off))
-    screen.check(while_closed == {REFUSED}, "nobody was served while it was closed")
+    screen.check(while_closed == {REFUSED}, "no customer was served while it was closed")
     after = set(traffic.between(opened + SLACK, end))
     screen.check(after == {SERVED}, "everybody was served after it was opened")
 

@@ -17,7 +17,7 @@ index: list[str] = []
 
 
 def operators_only(x_admin_key: Annotated[str, Header()]) -> None:
-    """Let nobody else close the service."""
+    """Only operators may close the service."""
     if not ADMIN_KEY or not hmac.compare_digest(x_admin_key.encode(), ADMIN_KEY):
         raise HTTPException(403)
 

@@ -66,7 +66,7 @@ class Stage:
             self.command(*words), env=self.environment, cwd=HERE.parent, check=False
         ).returncode
 
-    def rows(self) -> list[dict[str, Any]]:
+    def status(self) -> list[dict[str, Any]]:
         """Return the workers that `status --json` lists."""
         began = time.monotonic()
         done = subprocess.run(
@@ -217,7 +217,7 @@ def staged(*, redis: bool) -> Iterator[Stage]:
         try:
             for turn, server in enumerate(servers):
                 wait_until(partial(serves, stage, turn, server), "served")
-            wait_until(lambda: len(stage.rows()) == stage.workers, "joined")
+            wait_until(lambda: len(stage.status()) == stage.workers, "joined")
         except StageError:
             log.seek(0)
             print(log.read()[-2000:], file=sys.stderr)
@@ -280,7 +280,7 @@ def wait_until(happened: Callable[[], bool], what: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody uses at this moment."""
+    """Return a port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

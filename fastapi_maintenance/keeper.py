@@ -102,6 +102,8 @@ class Keeper:
                 daemon=True,
             )
             self._thread.start()
+        # The thread ends at once when this keeper is dropped, however long it waits.
+        weakref.finalize(self, self._news.set).atexit = False
 
     def round(self) -> float | None:
         """Look at every switch once.
@@ -163,6 +165,8 @@ class _Kept:
         self._users = 0
         self._reported: WorkerReport | None = None
         self._reported_at = 0.0
+        self._collected_at = 0.0
+        self._old_when_collected = 0
 
     def renew(self) -> None:
         self.worker.renew()
@@ -450,17 +454,22 @@ class _Kept:
         )
 
     def _collect_garbage(self) -> None:
-        """End what clients that left have left open, when nothing else is old."""
-        # Python closes abandoned generators when it collects garbage. Until then, the
-        # worker reports one more in flight than there is.
+        """Close what clients that left have left open, before the worker is drained."""
+        # Python closes abandoned generators when it collects garbage. Until that is
+        # done, the worker reports one more in flight than there is. Work inside of a
+        # generator can be what is in flight, so it is done as requests end, too.
         worker, reported = self.worker, self._reported
-        if not worker.collecting or worker.old:
+        if not worker.collecting or reported is None:
             return
-        if reported is None or reported.left_behind:
+        old = len(worker.old) + reported.left_behind
+        recent = time.monotonic() - self._collected_at < HEARTBEAT
+        if old and (recent or old == self._old_when_collected):
             return
-        # First, as a request may adopt another state at any moment.
-        worker.collecting = False
+        if not old:
+            # First, as a request may adopt another state at any moment.
+            worker.collecting = False
         gc.collect()
+        self._collected_at, self._old_when_collected = time.monotonic(), old
         self._report_if_due()
 
     def _pause(self) -> float:

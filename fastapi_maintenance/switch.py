@@ -497,7 +497,7 @@ class Switch:
     def _is_newer(self, roster: Roster, state: MaintenanceState) -> bool:
         return any(worker.seen > state.epoch for worker in roster.workers)
 
-    async def _confirmed(
+    async def _confirmed(  # noqa: PLR0911  # one for each thing that can have happened
         self, verdict: Verdict, publication: Publication, fence: Fence, roster: Roster
     ) -> Verdict:
         """Return the verdict after a look at the state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from fastapi_maintenance import (
     StoreError,
     WorkerReport,
 )
-from fastapi_maintenance.fence import SILENT_AFTER, Membership, joined
+from fastapi_maintenance.fence import SILENT_AFTER, Liveness, Membership, joined
 
 PATIENCE = 30.0
 
@@ -85,7 +86,10 @@ class TwoMethods:
     def _call(self, method: str) -> None:
         self.calls.append(method)
         if method in self.errors:
-            raise self.errors[method]
+            # A new one each time: an exception keeps the frames that it has passed.
+            error = copy.copy(self.errors[method])
+            error.__cause__ = self.errors[method].__cause__
+            raise error
 
 
 class OwnStore(TwoMethods):
@@ -102,9 +106,7 @@ class OwnStore(TwoMethods):
             server.membership = membership
             replaced = report.id in server.reports
             server.reports[report.id] = report, time.monotonic()
-        return Receipt(
-            membership.generation, membership.complete, replaced, self.young
-        )
+        return Receipt(membership.generation, membership.complete, replaced, self.young)
 
     def roster(self, name: str) -> Roster:
         """Return who has joined."""
@@ -117,9 +119,10 @@ class OwnStore(TwoMethods):
             workers = []
             for report, reported in self.server.reports.values():
                 age = now - reported
-                silent = "silent" if age > SILENT_AFTER else "alive"
-                dead = report.id in self.server.dead
-                workers.append(report.listed("dead" if dead else silent, age))
+                liveness: Liveness = "silent" if age > SILENT_AFTER else "alive"
+                if report.id in self.server.dead:
+                    liveness = "dead"
+                workers.append(report.listed(liveness, age))
             return Roster(
                 generation=membership.generation,
                 complete=membership.complete,

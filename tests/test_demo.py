@@ -1,6 +1,7 @@
 """The demonstration of the README runs, and fails when something did not happen."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,15 +39,21 @@ def test_demo_tells_the_whole_story() -> None:
         for words in (
             "A shop on uvicorn with two workers",
             "$ fastapi-maintenance on ",
-            "served to the end: 1 export(s), 1 WebSocket(s), 4 payment(s)",
+            "served to the end: 1 export(s), 1 WebSocket(s), ",
             "$ fastapi-maintenance run -- python examples/shop/migrate.py",
             "migrate: 0 orders half-way",
             "$ fastapi-maintenance off",
-            "nobody was served while it was closed",
+            "no customer was served while it was closed",
             "All of it happened.",
         )
     ]
     assert places == sorted(places)
+    # The number of requests that are left is that of the requests that are named.
+    waits = re.findall(r"(\d+) requests? left;.* still running on (.*)", done.stdout)
+    assert waits
+    for left, named in waits:
+        more = re.findall(r"\(and (\d+) more\)", named)
+        assert int(left) == len(named.split("; ")) + sum(map(int, more)), named
 
 
 @pytest.mark.redis
@@ -60,7 +67,7 @@ def test_demo_tells_the_story_of_two_groups() -> None:
 
 
 def test_demo_fails_where_nothing_is_refused(tmp_path: Path) -> None:
-    """A guard that counts and refuses nobody is found out."""
+    """A guard that counts and never refuses is found out."""
     (tmp_path / "sitecustomize.py").write_text(
         "from fastapi_maintenance.switch import Switch\n"
         "Switch.in_force = lambda self, state: False\n"
@@ -70,7 +77,7 @@ def test_demo_fails_where_nothing_is_refused(tmp_path: Path) -> None:
     assert "FAILED  customer            GET /products              200     200" in (
         done.stdout
     )
-    assert "FAILED  nobody was served while it was closed" in done.stdout
+    assert "FAILED  no customer was served while it was closed" in done.stdout
 
 
 def test_demo_fails_where_no_server_starts(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from fastapi.testclient import TestClient
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore
 from fastapi_maintenance.testing import check_store
-from tests.chaos.harness import until
+from tests.guard.support import in_flight
+from tests.stores.redis_server import until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Return what imports an example anew, in a directory of its own."""
+    """Return what imports an example again, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTAPI_MAINTENANCE_STORE", raising=False)
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -103,7 +104,7 @@ def test_health_and_admin_needs_a_key(load: Load) -> None:
 
 
 def test_sync_and_async_handlers(load: Load) -> None:
-    """Either handler lets its people in, and nobody else."""
+    """Either handler lets its people in; other clients are refused."""
     example = load("sync_and_async_handlers")
     with served(example.app) as client:
         call(client, example.guard.enable)
@@ -178,14 +179,14 @@ def test_reads_stay_open(load: Load) -> None:
 
 
 def test_database_user(load: Load) -> None:
-    """Staff get through by their row; an unknown token is refused, not a 401."""
+    """Staff get through; an unknown token gets a 503 and not a 401."""
     example = load("database_user")
     with served(example.app) as client:
-        assert status(client, "/me", {"X-Token": "nobody"}) == 401
+        assert status(client, "/me", {"X-Token": "unknown"}) == 401
         call(client, example.guard.enable)
         assert status(client, "/me", {"X-Token": "t-ada"}) == 200
         assert status(client, "/me", {"X-Token": "t-bob"}) == 503
-        assert status(client, "/me", {"X-Token": "nobody"}) == 503
+        assert status(client, "/me", {"X-Token": "unknown"}) == 503
         assert status(client, "/me") == 503
 
 
@@ -211,7 +212,7 @@ def test_own_lifespan(load: Load) -> None:
 
 
 def test_own_store(load: Load, tmp_path: Path) -> None:
-    """A switch in the table works, and survives the process."""
+    """A switch in the table works, and survives the process; a drain cannot tell."""
     example = load("own_store")
     with served(example.app) as client:
         assert status(client) == 200
@@ -219,13 +220,24 @@ def test_own_store(load: Load, tmp_path: Path) -> None:
         assert status(client) == 503
         report = call(client, lambda: example.guard.drain(timeout=0.1))
         assert report.outcome == "unknown"
-    anyio.run(check_store, lambda: example.TableStore("shop.sqlite"))
+    check_store(lambda: example.TableStore("shop.sqlite"))
     with served(load("own_store").app) as client:
         assert status(client) == 503
     with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as database:
         query = "SELECT name FROM maintenance WHERE name NOT LIKE 'check-%'"
         rows = database.execute(query).fetchall()
     assert rows == [("default",)]
+
+
+def test_own_store_with_reports(load: Load) -> None:
+    """With reports in the same table, a drain knows the worker and its request."""
+    example = load("own_store_with_reports")
+    with served(example.app) as client:
+        call(client, example.guard.enable)
+        assert status(client) == 503
+        report = call(client, lambda: example.guard.drain(timeout=20))
+        assert report.drained
+        assert len(report.workers) == 1
 
 
 def test_several_switches(load: Load) -> None:
@@ -333,18 +345,20 @@ def test_static_files(load: Load) -> None:
 
 
 def test_control(load: Load) -> None:
-    """Operators close and open over HTTP, while closed too; nobody else does."""
+    """Operators close and open over HTTP; other clients cannot."""
     example = load("control", OPERATORS_PASSWORD="s3cret-password")
     with served(example.app) as client:
-        state = {"active": True, "message": "Back at noon"}
+        state = {"enabled": True, "message": "Back at noon"}
         assert client.put("/maintenance", json=state).status_code == 401
         wrong = client.put("/maintenance", json=state, auth=("ada", "guess"))
         assert wrong.status_code == 401
         client.auth = ("ada", "s3cret-password")
-        assert client.put("/maintenance", json=state).json()["active"]
+        view = client.put("/maintenance", json=state).json()
+        assert view["state"]["enabled"]
+        assert view["outcome"] == "drained"
         assert client.get("/").json() == {"detail": "Back at noon"}
         assert status(client, "/maintenance/console") == 200
-        assert client.put("/maintenance", json={"active": False}).status_code == 200
+        assert client.put("/maintenance", json={"enabled": False}).status_code == 200
         assert status(client) == 200
 
 
@@ -371,13 +385,9 @@ def test_long_streams(load: Load) -> None:
     """A stream that never ends by itself ends when a drain asks it to."""
     example = load("long_streams")
 
-    def in_flight() -> int:
-        roster = call(client, lambda: example.guard._switch.source.roster("default"))
-        return sum(row.in_flight for row in roster.rows)
-
     with served(example.app) as client, ThreadPoolExecutor() as threads:
         stream = threads.submit(client.get, "/ticks")
-        until(in_flight)
+        until(lambda: in_flight(example.guard))
         report = call(client, lambda: example.close(0))
         assert report.drained
         assert stream.result(20).text.endswith("tick\ncome back later\n")
@@ -464,7 +474,7 @@ def test_naive_handlers_run_unchanged(
     expected: int,
 ) -> None:
     """Handlers as people write them first work as exempt handlers, sync and async."""
-    guard = MaintenanceGuard(MemoryStore(active=True), exempt_handler=handler)
+    guard = MaintenanceGuard(MemoryStore(enabled=True), exempt_handler=handler)
     app = FastAPI(dependencies=[Depends(guard)])
 
     @app.get("/{rest:path}")

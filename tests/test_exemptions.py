@@ -73,6 +73,11 @@ def test_names_of_headers_have_no_case(name: str) -> None:
         (["fd00::/8", "10.0.0.0/8"], "fd00::1", True),
         (["fd00::/8", "10.0.0.0/8"], "10.1.1.1", True),
         (["fd00::/8"], "10.1.1.1", False),
+        (["::ffff:10.0.0.0/104"], "10.0.0.7", True),
+        (["::ffff:10.0.0.0/104"], "::ffff:10.0.0.7", True),
+        (["::ffff:10.0.0.0/104"], "11.0.0.7", False),
+        (["::ffff:0.0.0.0/96"], "11.0.0.7", True),
+        (["::ffff:0.0.0.0/96"], "fd00::1", False),
     ],
 )
 def test_only_addresses_inside_exempt(

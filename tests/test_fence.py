@@ -199,7 +199,7 @@ class TestSilence:
             assert judge.judge(found, CLOCK + second).outcome == "busy"
 
     def test_silence_from_before_counts(self) -> None:
-        """A worker that was silent at the first look has two heartbeats to come back."""
+        """A worker that was silent at the first look is given two heartbeats."""
         judge = fence()
         assert judge.judge(roster(behind(age=60.0)), CLOCK).outcome == "busy"
         assert judge.judge(roster(behind(age=61.0)), CLOCK + 1).outcome == "busy"

@@ -85,7 +85,9 @@ def test_guards_work_on_every_event_loop(backend: Any) -> None:
     async def is_staff(x_user: Annotated[str, Header()]) -> bool:
         return x_user == "ada"
 
-    guard = MaintenanceGuard(MemoryStore(enabled=True), exempt_handler=Depends(is_staff))
+    guard = MaintenanceGuard(
+        MemoryStore(enabled=True), exempt_handler=Depends(is_staff)
+    )
     app = FastAPI(dependencies=[Depends(guard)], lifespan=guard.lifespan)
 
     @app.get("/target")

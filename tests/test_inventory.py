@@ -234,9 +234,8 @@ async def test_routes_that_run_no_dependencies_are_named(
     runs = (Timed, Wrapped)
     kinds = (*runs, OwnHandler, OwnHandle, OwnApp)
     for kind in kinds:
-        router = APIRouter(route_class=kind)
-        router.add_api_route(f"/{kind.__name__}", endpoint)
-        app.router.routes.extend(router.routes)
+        app.router.route_class = kind
+        app.add_api_route(f"/{kind.__name__}", endpoint)
     with caplog.at_level(logging.WARNING, "fastapi_maintenance"):
         async with one.lifespan(app):
             await one.enable()

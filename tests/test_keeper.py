@@ -26,7 +26,7 @@ from fastapi_maintenance.fence import WorkerReport
 from fastapi_maintenance.keeper import Keeper, keeper_of
 from fastapi_maintenance.stores import CannotJoinError, TemporaryStoreError
 from fastapi_maintenance.switch import Switch
-from fastapi_maintenance.worker import Worker
+from fastapi_maintenance.worker import Admission, Worker
 from tests.own_store import OwnStore, Server, TwoMethods, until
 from tests.stores.children import in_child
 
@@ -40,6 +40,13 @@ def joined(store: TwoMethods) -> Switch:
     switch.join_now()
     look(switch)
     return switch
+
+
+def admitted(switch: Switch) -> Admission:
+    """Return work that a worker has admitted."""
+    admission = switch.worker.admit("work")
+    assert admission is not None
+    return admission
 
 
 def look(switch: Switch, *, heartbeat: bool = False) -> None:
@@ -59,14 +66,29 @@ def complete(store: OwnStore) -> bool:
     return store.roster("default").complete
 
 
-def running_keepers() -> int:
-    """Return how many keepers have a thread."""
+def keeper_threads() -> set[threading.Thread]:
+    """Return the threads of all keepers that are still needed."""
     gc.collect()
-    return sum(thread.name == "fastapi-maintenance keeper" for thread in _threads())
+    return {
+        thread
+        for thread in threading.enumerate()
+        if thread.name == "fastapi-maintenance keeper"
+    }
 
 
-def _threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.is_alive()]
+class Waiting:
+    """A lock that knows how many have asked for it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.asked += 1
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class TestJoining:
@@ -134,6 +156,8 @@ class TestJoining:
             raise TemporaryStoreError("away")
 
         store.report = fails  # type: ignore[assignment, method-assign]  # a slow failure
+        waiting = Waiting()
+        switch._kept._joining = waiting  # type: ignore[assignment]  # to see who waits
 
         def join() -> None:
             try:
@@ -146,9 +170,7 @@ class TestJoining:
         assert begun.wait(30)
         for thread in threads[1:]:
             thread.start()
-        # They have asked when they wait for the lock; there is no way to see that.
-        until(lambda: all(thread.is_alive() for thread in threads))
-        time.sleep(0.05)
+        until(lambda: waiting.asked == 4)
         go.set()
         for thread in threads:
             thread.join(30)
@@ -185,7 +207,7 @@ class TestFollowing:
         """The report says the publication, and what is older."""
         store = OwnStore()
         switch = joined(store)
-        with switch.worker.admit("work") or pytest.fail():
+        with admitted(switch):
             store.server.state = ON
             look(switch)
             report = report_of(store, switch.worker)
@@ -198,7 +220,7 @@ class TestFollowing:
         store = OwnStore()
         switch = joined(store)
         before = store.calls.count("report")
-        with switch.worker.admit("work") or pytest.fail():
+        with admitted(switch):
             look(switch)
             assert store.calls.count("report") == before
             look(switch, heartbeat=True)
@@ -229,7 +251,7 @@ class TestFollowing:
         """Ticks are short while older requests run, and cost little else."""
         switch = joined(store)
         assert switch._kept.tend() == quiet
-        with switch.worker.admit("work") or pytest.fail():
+        with admitted(switch):
             store.server.state = ON
             assert switch._kept.tend() == unfinished
         switch._kept.tend()
@@ -374,7 +396,7 @@ class TestLoss:
         switch = joined(store)
         store.server.lose_roster()
         look(switch, heartbeat=True)
-        assert report_of(store, switch.worker)
+        assert switch.worker.id in store.server.reports
         assert not complete(store)
         assert "the list of workers is not complete" in caplog.text
 
@@ -520,8 +542,8 @@ class TestHandEdits:
         store.server.state = MaintenanceState(enabled=True)
         switch = joined(store)
         look(switch)
-        assert store.server.state == switch.worker.state == MaintenanceState(
-            enabled=True
+        assert (
+            store.server.state == switch.worker.state == MaintenanceState(enabled=True)
         )
         store.server.state = MaintenanceState()
         look(switch)
@@ -643,7 +665,7 @@ class TestWorkersThatCannotJoin:
         switch.join_now()
         look(switch)
         assert caplog.text.count("is not counted: no rights") == 1
-        with switch.worker.admit("work") or pytest.fail():
+        with admitted(switch):
             store.errors.clear()
             look(switch, heartbeat=True)
             look(switch)
@@ -672,10 +694,10 @@ class TestWorkersThatCannotJoin:
 
         store.report = report  # type: ignore[assignment, method-assign]  # at this moment
         look(switch, heartbeat=True)
-        assert seen == [0]
+        assert seen[0] == 0
         assert switch.worker.state == ON
         look(switch)
-        assert seen == [0, ON.epoch]
+        assert report_of(store, switch.worker).seen == ON.epoch
 
     def test_store_may_fail_at_that_moment(self) -> None:
         """A worker that is listed and cannot read has acknowledged nothing."""
@@ -750,7 +772,7 @@ class TestLeaving:
         """A drain still sees what runs on after the lifespan's end."""
         store = OwnStore()
         switch = joined(store)
-        with switch.worker.admit("work") or pytest.fail():
+        with admitted(switch):
             switch._kept.leave()
             assert switch.worker.id in store.server.reports
         switch._kept.leave()
@@ -779,26 +801,31 @@ class TestLeaving:
         assert not switch.worker.joined
         assert "left, but its report stays: away" in caplog.text
 
-    def test_uncounted_worker_leaves_nothing(self) -> None:
-        """What could not report has nothing to remove, and neither has a short store."""
+    def test_uncounted_worker_leaves_quietly(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What could not report has nothing to remove, and says nothing about it."""
         store = OwnStore()
         store.errors["report"] = CannotJoinError("no rights")
+        store.errors["remove"] = StoreError("no rights")
         for leaving in (store, TwoMethods()):
             switch = Switch(leaving, "default")
             switch.join_now()
             switch._kept.leave()
             assert not switch.worker.joined
-            assert "remove" not in leaving.calls
+        assert "left" not in caplog.text
 
 
 class TestThreads:
     """One thread per store and process, for as long as a worker needs it."""
 
-    @pytest.fixture(autouse=True)
-    def _alone(self) -> None:
-        until(lambda: running_keepers() == 0, "keepers of other tests end")
+    @pytest.fixture
+    def running(self) -> Callable[[], int]:
+        """Return what counts the keepers that this test has started."""
+        others = keeper_threads()
+        return lambda: len(keeper_threads() - others)
 
-    def test_switches_of_one_store_share_it(self) -> None:
+    def test_switches_of_one_store_share_it(self, running: Callable[[], int]) -> None:
         """Each name has a worker, and one keeper follows them all."""
         store = OwnStore(poll_interval=0.01)
         switches = [Switch(store, name) for name in ("one", "two")]
@@ -807,16 +834,17 @@ class TestThreads:
         assert Switch(store, "one").worker is switches[0].worker
         for switch in switches:
             switch.join_now()
-        assert running_keepers() == 1
+        assert running() == 1
         store.server.state = ON
         until(lambda: all(switch.worker.state == ON for switch in switches))
         switches[0]._kept.leave()
-        assert running_keepers() == 1
+        assert running() == 1
         switches[1]._kept.leave()
-        until(lambda: running_keepers() == 0)
+        until(lambda: running() == 0)
         switches[0].join_now()
-        until(lambda: running_keepers() == 1)
+        assert running() == 1
         switches[0]._kept.leave()
+        until(lambda: running() == 0)
 
     def test_places_are_told_apart(self, tmp_path: Path) -> None:
         """Guards of one place share a worker; memory and other engines never do."""
@@ -830,27 +858,27 @@ class TestThreads:
         stranger.location = one.location  # type: ignore[attr-defined]  # the same text
         assert keeper_of(stranger) is not keeper_of(one)
 
-    def test_keeper_ends_with_the_guard(self, tmp_path: Path) -> None:
+    def test_keeper_ends_with_the_guard(
+        self, running: Callable[[], int], tmp_path: Path
+    ) -> None:
         """200 guards that were dropped without a lifespan keep no threads."""
         for number in range(200):
             guard = MaintenanceGuard(FileStore(tmp_path / str(number % 4)))
             guard._switch.join_now()
             del guard
-        until(lambda: running_keepers() == 0)
+        until(lambda: running() == 0)
 
-    def test_memory_needs_no_thread(self) -> None:
+    def test_memory_needs_no_thread(self, running: Callable[[], int]) -> None:
         """What only this process can set need not be followed."""
         for store in (MemoryStore(), EnvStore("NOT_SET")):
             guard = MaintenanceGuard(store)
             with guard.admit():
-                assert running_keepers() == 0
+                assert running() == 0
 
-    def test_store_may_say_when_to_look(self) -> None:
+    def test_store_may_say_when_to_look(self, running: Callable[[], int]) -> None:
         """A store with ``wait`` is looked at when that returns, or when it is woken."""
 
-        class Waiting(OwnStore):
-            names: list[str]
-
+        class Listening(OwnStore):
             def __init__(self) -> None:
                 super().__init__(local=False)
                 self.news = threading.Event()
@@ -864,7 +892,7 @@ class TestThreads:
             def wake(self) -> None:
                 self.news.set()
 
-        store = Waiting()
+        store = Listening()
         switch = Switch(store, "default")
         switch.join_now()
         until(lambda: store.waited)
@@ -874,9 +902,11 @@ class TestThreads:
         assert store.waited[0] == ["default"]
         switch._kept.leave()
         switch.keeper.wake()
-        until(lambda: running_keepers() == 0)
+        until(lambda: running() == 0)
 
-    def test_wait_that_fails_is_replaced_by_polling(self) -> None:
+    def test_wait_that_fails_is_replaced_by_polling(
+        self, running: Callable[[], int]
+    ) -> None:
         """A connection that breaks while it listens does not end the keeper."""
 
         class Broken(OwnStore):
@@ -889,7 +919,7 @@ class TestThreads:
         store.server.state = ON
         until(lambda: report_of(store, switch.worker).seen == ON.epoch)
         switch._kept.leave()
-        until(lambda: running_keepers() == 0)
+        until(lambda: running() == 0)
 
     def test_worker_that_joins_at_the_last_moment_is_followed(self) -> None:
         """A keeper that is about to end looks once more, or another one starts."""

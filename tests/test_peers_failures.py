@@ -126,7 +126,7 @@ def test_marker_is_of_one_method(make: Make) -> None:
 
 
 def test_mounts_are_covered_by_the_middleware(tmp_path: Path) -> None:
-    """Mounted applications, static files and plain routes are refused by the middleware.
+    """The middleware refuses mounted applications, static files and plain routes.
 
     A dependency does not reach them, and says so; some middlewares do not either.
     """

@@ -34,8 +34,8 @@ def hide_proc():
         if str(path).startswith(("/proc", "/etc/machine-id")):
             raise FileNotFoundError(path)
 
-    pathlib.Path.read_text = lambda self, *a, **k: hidden(self) or read_text(self, *a, **k)
-    os.readlink = lambda path, **k: hidden(path) or readlink(path, **k)
+    pathlib.Path.read_text = lambda p, *a, **k: hidden(p) or read_text(p, *a, **k)
+    os.readlink = lambda p, **k: hidden(p) or readlink(p, **k)
 """
 
 WINDOWS = """
@@ -52,6 +52,7 @@ without(os, "fork", "forkpty", "register_at_fork", "getuid", "geteuid", "getgid"
         "sched_getaffinity", "pread", "pwrite", "ctermid")
 for module in ("fcntl", "grp", "pwd", "resource", "termios", "tty", "pty", "syslog"):
     sys.modules[module] = None
+subprocess._USE_POSIX_SPAWN = False  # The library itself would miss it.
 hide_proc()
 """
 
@@ -150,7 +151,6 @@ def test_package_is_imported_and_touches_nothing(machine: Machine) -> None:
     """A guard of the default store is made without anything of this system."""
     done = machine.run(
         """
-import pkgutil
 import fastapi_maintenance
 for name in fastapi_maintenance.__all__:
     getattr(fastapi_maintenance, name)

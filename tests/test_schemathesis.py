@@ -103,7 +103,7 @@ beside = build(beside_guard)
 beside.add_middleware(MaintenanceModeMiddleware, guard=beside_guard)
 
 by_guard = schemathesis.openapi.from_asgi("/openapi.json", closed)
-by_door = schemathesis.openapi.from_asgi("/openapi.json", beside)
+by_middleware = schemathesis.openapi.from_asgi("/openapi.json", beside)
 
 
 @by_guard.exclude(path_regex="^/maintenance").parametrize()
@@ -113,10 +113,10 @@ def test_refusals_are_documented(case: Case) -> None:
     case.call_and_validate(checks=[no_error, *CHECKS])
 
 
-@by_door.exclude(path_regex="^/maintenance").parametrize()
+@by_middleware.exclude(path_regex="^/maintenance").parametrize()
 @EXAMPLES
-def test_refusals_of_a_door_are_documented(case: Case) -> None:
-    """The same holds where a door refuses first."""
+def test_refusals_of_the_middleware_are_documented(case: Case) -> None:
+    """The same holds where the middleware refuses first."""
     case.call_and_validate(checks=[no_error, *CHECKS])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastapi_maintenance.fence import WorkerRow
+from fastapi_maintenance.fence import WorkerReport
 from fastapi_maintenance.stores.file import FileStore
 from tests.chaos.harness import HERE, ROOT, free_port, until
 
@@ -64,13 +64,13 @@ def test_counts_return_to_zero(server: int, tmp_path: Path) -> None:
     """After thousands of requests, of which many were left, nothing is in flight."""
     store = FileStore(tmp_path / "state")
 
-    def rows() -> tuple[WorkerRow, ...]:
-        return asyncio.run(store.roster("default")).rows
+    def workers() -> tuple[WorkerReport, ...]:
+        return store.roster("default").workers
 
-    until(rows, 30)
+    until(workers, 30)
     answered = asyncio.run(visit(server))
     assert answered > REQUESTS // 3
-    until(lambda: [row.in_flight for row in rows()] == [0], 15)
+    until(lambda: [worker.in_flight for worker in workers()] == [0], 15)
 
 
 async def visit(port: int) -> int:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Send
 
 from .._fastapi import Scope
@@ -116,8 +117,9 @@ class MaintenanceModeMiddleware(GuardedApp):
             return app.router
         return self.app
 
-    def _is_of(self, entry: Any) -> bool:  # a Middleware of Starlette
-        if entry.cls is not type(self):
+    def _is_of(self, entry: Middleware) -> bool:
+        kind: object = entry.cls
+        if kind is not type(self):
             return False
         given = entry.args[0] if entry.args else entry.kwargs.get("guard")
         return given is None or given is self.guard

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Host, Match, Mount, Route, Router
 
 from .._fastapi import (
+    MATCHED_BY_PATTERN,
     RouteMatch,
     Scope,
     effective_of,
@@ -23,6 +24,7 @@ from .._fastapi import (
     match_route,
     middlewares_of,
     note_match,
+    path_for_patterns,
 )
 from ..exemptions import documents, has_mark, inherits_mark, is_marked
 
@@ -205,7 +207,14 @@ def _choose(router: Router, probe: Scope) -> RouteMatch | None:
 
 def _first_match(router: Router, probe: Scope) -> RouteMatch | None:
     partial: RouteMatch | None = None
+    path = path_for_patterns(probe)
     for route in router.routes:
+        if (
+            path is not None
+            and type(route).matches in MATCHED_BY_PATTERN
+            and not route.path_regex.match(path)  # type: ignore[attr-defined]  # it has one
+        ):
+            continue
         found = match_route(route, probe)
         if found.match is Match.FULL:
             return found

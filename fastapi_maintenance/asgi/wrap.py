@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from fastapi.exception_handlers import http_exception_handler
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException, WebSocketException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
@@ -241,57 +241,27 @@ class GuardedApp:
     ) -> None:
         """Answer as the application around this would, and in any case with a 503."""
         outer = scope.get("app")
-        around = outer is not None
-        if not around and resolved.apps:
+        inside = self._entries_inside(outer)
+        if outer is None and resolved.apps:
             outer = resolved.apps[0]
+            inside = outer.user_middleware
             scope = {**scope, "app": outer}
-        started = False
+        refusal = Refusal(error, outer)
+        await _with_cors(refusal, inside, scope)(scope, receive, send)
+        error.__traceback__ = None
+        if refusal.failure is not None and not self._handler_failed:
+            self._handler_failed = True
+            logger.error(
+                "an exception handler cannot answer a refusal", exc_info=refusal.failure
+            )
 
-        async def sending(message: Message) -> None:
-            nonlocal started
-            started = True
-            if message["type"] in _STARTS and isinstance(error, MaintenanceError):
-                message = _with_headers(message, error)
-            await send(message)
+    def _entries_inside(self, app: object) -> list[Middleware]:
+        """Return the middlewares of the application around this that stand inside."""
+        entries = app.user_middleware if isinstance(app, Starlette) else []
+        own = [number for number, entry in enumerate(entries) if self._is_of(entry)]
+        return entries[own[0] + 1 :] if own else []
 
-        async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                await _handle(error, outer, scope, receive, send)
-            except Exception:
-                if started:
-                    raise
-                if not self._handler_failed:
-                    self._handler_failed = True
-                    logger.exception("an exception handler cannot answer a refusal")
-            if not started:
-                await _plain_answer(error)(scope, receive, send)
-
-        app: ASGIApp = refusing
-        if isinstance(outer, Starlette):
-            app = self._with_cors(app, outer, scope, around=around)
-        try:
-            await app(scope, receive, sending)
-        finally:
-            error.__traceback__ = None
-
-    def _with_cors(
-        self, app: ASGIApp, outer: Starlette, scope: Scope, *, around: bool
-    ) -> ASGIApp:
-        """Put an answer behind those middlewares for CORS that stand inside of this."""
-        if not any(name == b"origin" for name, _ in scope["headers"]):
-            return app
-        entries = outer.user_middleware
-        if around:
-            own = [number for number, entry in enumerate(entries) if self._is_of(entry)]
-            entries = entries[own[0] + 1 :] if own else []
-        for entry in reversed(entries):
-            kind = entry.cls
-            if isinstance(kind, type) and issubclass(kind, CORSMiddleware):
-                made: Any = kind  # Its options are those of any middleware.
-                app = made(app, *entry.args, **entry.kwargs)
-        return app
-
-    def _is_of(self, _entry: Any) -> bool:  # a Middleware of Starlette
+    def _is_of(self, _entry: Middleware) -> bool:
         """Tell whether an entry of ``user_middleware`` made this."""
         return False
 
@@ -334,19 +304,75 @@ def _without_body(scope: Scope) -> Request | PendingWebSocket:
     return Request(scope, nothing, nothing)
 
 
-async def _handle(
-    error: Exception, app: object, scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Let the exception handlers of an application answer."""
-    handlers: dict[Any, Any] = {  # of all kinds of errors, as Starlette types them
-        HTTPException: http_exception_handler,
-        **getattr(app, "exception_handlers", {}),
-    }
+class Refusal:
+    """The answer to a refused request, as an ASGI application.
 
-    async def refusing(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise error
+    Args:
+        error: Why it was refused.
+        app: Whose exception handlers answer.
 
-    await ExceptionMiddleware(refusing, handlers)(dict(scope), receive, send)
+    Attributes:
+        failure: What a handler raised before it had sent anything.
+    """
+
+    def __init__(
+        self, error: MaintenanceError | WebSocketException, app: object
+    ) -> None:
+        self._error = error
+        self._app = app
+        self.failure: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, in any case."""
+        error, started = self._error, False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            if message["type"] in _STARTS and isinstance(error, MaintenanceError):
+                message = _with_headers(message, error)
+            await send(message)
+
+        if self._has_handler():
+            try:
+                await self._handle(scope, receive, sending)
+            except Exception as failure:
+                if started:
+                    raise
+                self.failure = failure
+        if not started:
+            await _plain_answer(error)(scope, receive, send)
+
+    def _has_handler(self) -> bool:
+        """Tell whether the application answers such an error in a way of its own."""
+        handlers = getattr(self._app, "exception_handlers", {})
+        status = getattr(self._error, "status_code", None)
+        kinds = (status, *type(self._error).__mro__)
+        found = (handlers[kind] for kind in kinds if kind in handlers)
+        return next(found, http_exception_handler) is not http_exception_handler
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handlers: dict[Any, Any] = {  # of all kinds of errors, as Starlette types them
+            HTTPException: http_exception_handler,
+            **getattr(self._app, "exception_handlers", {}),
+        }
+
+        async def refusing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+            raise self._error
+
+        await ExceptionMiddleware(refusing, handlers)(dict(scope), receive, send)
+
+
+def _with_cors(app: ASGIApp, inside: list[Middleware], scope: Scope) -> ASGIApp:
+    """Put an answer behind the middlewares for CORS among some."""
+    if not any(name == b"origin" for name, _ in scope["headers"]):
+        return app
+    for entry in reversed(inside):
+        kind = entry.cls
+        if isinstance(kind, type) and issubclass(kind, CORSMiddleware):
+            made: Any = kind  # Its options are those of any middleware.
+            app = made(app, *entry.args, **entry.kwargs)
+    return app
 
 
 def _plain_answer(error: MaintenanceError | WebSocketException) -> ASGIApp:
@@ -357,7 +383,10 @@ def _plain_answer(error: MaintenanceError | WebSocketException) -> ASGIApp:
 
 def _with_headers(message: Message, error: MaintenanceError) -> Message:
     """Put back what an answer lacks of the headers of a refusal."""
-    headers = MutableHeaders(raw=list(message.get("headers", ())))
+    sent = list(message.get("headers", ()))
+    present = {bytes(name).lower() for name, _ in sent}
     for name, value in (error.headers or {}).items():
-        headers.setdefault(name, value)
-    return {**message, "headers": headers.raw}
+        raw = name.lower().encode()
+        if raw not in present:
+            sent.append((raw, value.encode()))
+    return {**message, "headers": sent}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 from ..fence import DrainReport, Roster, WorkerReport, has_acknowledged
 from ..state import MaintenanceState
@@ -93,7 +94,7 @@ class Target:
                 )
         try:
             with anyio.fail_after(PATIENCE):
-                await self.switch.read()
+                await anyio.to_thread.run_sync(self._reach, abandon_on_cancel=True)
         except TimeoutError:
             raise FailureError(
                 code,
@@ -102,6 +103,17 @@ class Target:
             ) from None
         except TemporaryStoreError as error:
             raise FailureError(code, str(error)) from error
+
+    def _reach(self) -> None:
+        """Read the state, whatever it is.
+
+        Raises:
+            TemporaryStoreError: If the store does not answer.
+        """
+        try:
+            self.switch.store.read(self.switch.name)
+        except TemporaryStoreError:
+            raise
         except StoreError:
             pass  # Damaged: ``on`` and ``off`` repair it, the others say so.
 

@@ -116,15 +116,15 @@ def shop(
     """Build it.
 
     Args:
-        way: "dependency", "door" or "both".
+        way: "dependency", "middleware" or "both".
         folder: Holds static files.
         guard: The guard.
-        inside: Middlewares behind the door, the innermost first.
+        inside: Middlewares behind the middleware, the innermost first.
         options: For FastAPI.
 
     """
     app = FastAPI(
-        dependencies=[Depends(guard)] if way != "door" else [],
+        dependencies=[Depends(guard)] if way != "middleware" else [],
         **options,  # type: ignore[arg-type]  # of any test
     )
     add: Callable[[Any], None] = (
@@ -273,7 +273,7 @@ class Body:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Case:
     """What a request to the shop reaches, and how far a dependency covers it."""
 
     what: str
@@ -296,62 +296,62 @@ PREFLIGHT: dict[str, object] = {
 }
 
 TABLE = [
-    Row("a route", "/items"),
-    Row("a route with a body", "/posted", "POST"),
-    Row("a WebSocket", "/socket", "WS"),
-    Row("an included route", "/v1/nested/deep/target"),
-    Row("an included route with a body", "/v1/nested/deep/posted", "POST"),
-    Row("an included WebSocket", "/v1/nested/deep/socket", "WS"),
-    Row("a route out of the schema", "/docs-of-our-own"),
-    Row("a guarded application in an application", "/sub/below/guarded"),
-    Row("a guarded body far below", "/sub/below/posted", "POST"),
-    Row("a plain route", "/plain", covered="door"),
-    Row("a plain WebSocket", "/plain-socket", "WS", "door"),
-    Row("a route of a mounted application", "/sub/target", covered="door"),
-    Row("a body of a mounted application", "/sub/posted", "POST", "door"),
-    Row("a mounted WebSocket", "/sub/socket", "WS", "door"),
-    Row("a file", "/static/a.txt", covered="door"),
-    Row("a file that is not there", "/static/b.txt", covered="door"),
-    Row("a file below two mounts", "/sub/static/a.txt", covered="door"),
-    Row("any ASGI application", "/box/x", covered="door"),
-    Row("a WebSocket of it", "/box/x", "WS", "door"),
-    Row("a Starlette application", "/starlette/plain", covered="door"),
-    Row("its route at /docs", "/starlette/docs", covered="door"),
-    Row("its WebSocket", "/starlette/socket", "WS", "door"),
-    Row("its mount", "/starlette/more/plain", covered="door"),
-    Row("a mounted router", "/router/target", covered="door"),
-    Row("its route at /docs of a router", "/router/docs", covered="door"),
-    Row("a route by host", "/plain-host", covered="door", scope=HOST),
-    Row("an exempt route", "/open", covered="open"),
-    Row("an exempt plain route", "/open-plain", covered="open"),
-    Row("an exempt WebSocket", "/open-socket", "WS", "open"),
-    Row("an exempt inclusion", "/open-v1/target", covered="open"),
-    Row("an exempt WebSocket inclusion", "/open-v1/socket", "WS", "open"),
-    Row("an exempt mounted route", "/sub/open", covered="open"),
-    Row("an exempt mount", "/assets/a.txt", covered="open"),
-    Row("the documentation", "/docs", covered="open"),
-    Row("its other face", "/redoc", covered="open"),
-    Row("its schema", "/openapi.json", covered="open"),
-    Row("its redirect", "/docs/oauth2-redirect", covered="open"),
-    Row("documentation of a mounted application", "/sub/redoc", covered="open"),
-    Row("documentation hosted below", "/sub/docs", covered="open"),
-    Row("no route", "/nothing", covered="open"),
-    Row("no WebSocket", "/nothing", "WS", "open"),
-    Row("no route below a mount", "/sub/nothing", covered="open"),
-    Row("another method", "/items", "DELETE", "open"),
-    Row("another method of an inclusion", "/v1/nested/deep/target", "PUT", "open"),
-    Row("another method of a plain route", "/plain", "PUT", "open"),
-    Row("a slash too many", "/posted/", "POST", "open"),
-    Row("a slash too few", "/orders", covered="open"),
-    Row("a mount without its slash", "/sub", covered="open"),
-    Row("OPTIONS", "/items", "OPTIONS", "open", PREFLIGHT),
+    Case("a route", "/items"),
+    Case("a route with a body", "/posted", "POST"),
+    Case("a WebSocket", "/socket", "WS"),
+    Case("an included route", "/v1/nested/deep/target"),
+    Case("an included route with a body", "/v1/nested/deep/posted", "POST"),
+    Case("an included WebSocket", "/v1/nested/deep/socket", "WS"),
+    Case("a route out of the schema", "/docs-of-our-own"),
+    Case("a guarded application in an application", "/sub/below/guarded"),
+    Case("a guarded body far below", "/sub/below/posted", "POST"),
+    Case("a plain route", "/plain", covered="middleware"),
+    Case("a plain WebSocket", "/plain-socket", "WS", "middleware"),
+    Case("a route of a mounted application", "/sub/target", covered="middleware"),
+    Case("a body of a mounted application", "/sub/posted", "POST", "middleware"),
+    Case("a mounted WebSocket", "/sub/socket", "WS", "middleware"),
+    Case("a file", "/static/a.txt", covered="middleware"),
+    Case("a file that is not there", "/static/b.txt", covered="middleware"),
+    Case("a file below two mounts", "/sub/static/a.txt", covered="middleware"),
+    Case("any ASGI application", "/box/x", covered="middleware"),
+    Case("a WebSocket of it", "/box/x", "WS", "middleware"),
+    Case("a Starlette application", "/starlette/plain", covered="middleware"),
+    Case("its route at /docs", "/starlette/docs", covered="middleware"),
+    Case("its WebSocket", "/starlette/socket", "WS", "middleware"),
+    Case("its mount", "/starlette/more/plain", covered="middleware"),
+    Case("a mounted router", "/router/target", covered="middleware"),
+    Case("its route at /docs of a router", "/router/docs", covered="middleware"),
+    Case("a route by host", "/plain-host", covered="middleware", scope=HOST),
+    Case("an exempt route", "/open", covered="open"),
+    Case("an exempt plain route", "/open-plain", covered="open"),
+    Case("an exempt WebSocket", "/open-socket", "WS", "open"),
+    Case("an exempt inclusion", "/open-v1/target", covered="open"),
+    Case("an exempt WebSocket inclusion", "/open-v1/socket", "WS", "open"),
+    Case("an exempt mounted route", "/sub/open", covered="open"),
+    Case("an exempt mount", "/assets/a.txt", covered="open"),
+    Case("the documentation", "/docs", covered="open"),
+    Case("its other face", "/redoc", covered="open"),
+    Case("its schema", "/openapi.json", covered="open"),
+    Case("its redirect", "/docs/oauth2-redirect", covered="open"),
+    Case("documentation of a mounted application", "/sub/redoc", covered="open"),
+    Case("documentation hosted below", "/sub/docs", covered="open"),
+    Case("no route", "/nothing", covered="open"),
+    Case("no WebSocket", "/nothing", "WS", "open"),
+    Case("no route below a mount", "/sub/nothing", covered="open"),
+    Case("another method", "/items", "DELETE", "open"),
+    Case("another method of an inclusion", "/v1/nested/deep/target", "PUT", "open"),
+    Case("another method of a plain route", "/plain", "PUT", "open"),
+    Case("a slash too many", "/posted/", "POST", "open"),
+    Case("a slash too few", "/orders", covered="open"),
+    Case("a mount without its slash", "/sub", covered="open"),
+    Case("OPTIONS", "/items", "OPTIONS", "open", PREFLIGHT),
 ]
 # Mounts in included routers answer from 0.137 on, and plain routes under all prefixes.
 TABLE += [
-    row
-    for row in (
-        Row("an included mount", "/v1/box/x", covered="door"),
-        Row("an included plain route", "/v1/nested/deep/plain", covered="door"),
+    case
+    for case in (
+        Case("an included mount", "/v1/box/x", covered="middleware"),
+        Case("an included plain route", "/v1/nested/deep/plain", covered="middleware"),
     )
     if RELEASE >= (0, 137)
 ]

@@ -1,4 +1,4 @@
-"""Who shapes the answer of a door: the application's handlers, and its middlewares."""
+"""Who shapes a refusal: the application's handlers, and its middlewares."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -21,9 +21,9 @@ from fastapi_maintenance import (
     MaintenanceGuard,
     MaintenanceModeMiddleware,
 )
+from tests.asgi.support import DENIAL, Ran, Shop, closed, opened, shop
 from tests.calls import Answer, call, handshake
 from tests.guard.support import in_flight
-from tests.asgi.support import DENIAL, Ran, Shop, closed, opened, shop
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ async def as_teapot(_request: Request, error: Exception) -> JSONResponse:
 
 
 @pytest.mark.parametrize("kind", [MaintenanceError, 503, HTTPException])
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 @pytest.mark.parametrize("path", ["/items", "/plain", "/static/a.txt", "/box/x"])
 async def test_the_application_s_own_handlers_answer(
     tmp_path: Path, path: str, way: str, kind: int | type[Exception]
@@ -60,7 +60,7 @@ async def test_handlers_for_what_goes_wrong_do_not_see_a_refusal(
     tmp_path: Path,
 ) -> None:
     """A handler for any exception answers errors, and a refusal is none."""
-    made = shop("door", tmp_path, closed())
+    made = shop("middleware", tmp_path, closed())
     made.app.add_exception_handler(Exception, as_teapot)
     answer = await made.get("/box/x")
     assert answer.status == 503
@@ -189,8 +189,8 @@ async def test_a_websocket_is_answered_by_a_handler_too() -> None:
     assert answer.headers["retry-after"] == "7"
 
 
-def with_door_inside(app: FastAPI, guard: MaintenanceGuard) -> None:
-    """Add the door first, which is what the documentation says."""
+def with_guard_inside(app: FastAPI, guard: MaintenanceGuard) -> None:
+    """Add the middleware first, so that it is the innermost."""
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
     app.add_middleware(
         CORSMiddleware,
@@ -199,8 +199,8 @@ def with_door_inside(app: FastAPI, guard: MaintenanceGuard) -> None:
     )
 
 
-def with_door_outside(app: FastAPI, guard: MaintenanceGuard) -> None:
-    """Add the door last."""
+def with_guard_outside(app: FastAPI, guard: MaintenanceGuard) -> None:
+    """Add the middleware last, so that it is the outermost."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["https://web.example"],
@@ -210,8 +210,8 @@ def with_door_outside(app: FastAPI, guard: MaintenanceGuard) -> None:
 
 
 @pytest.mark.parametrize("path", ["/items", "/posted", "/plain", "/static/a.txt"])
-@pytest.mark.parametrize("add", [with_door_inside, with_door_outside])
-@pytest.mark.parametrize("way", ["dependency", "door"])
+@pytest.mark.parametrize("add", [with_guard_inside, with_guard_outside])
+@pytest.mark.parametrize("way", ["dependency", "middleware"])
 async def test_cors_headers_are_on_every_refusal_that_a_browser_reads(
     tmp_path: Path,
     add: Callable[[FastAPI, MaintenanceGuard], None],
@@ -221,7 +221,7 @@ async def test_cors_headers_are_on_every_refusal_that_a_browser_reads(
     """In any order, a browser can read the answer of the middleware, once."""
     made = shop("dependency", tmp_path, closed())
     add(made.app, made.guard)
-    if way == "door":
+    if way == "middleware":
         made.app.add_exception_handler(MaintenanceError, as_teapot)
     method = "POST" if path == "/posted" else "GET"
     answer = await made.get(path, method, headers=ORIGIN)
@@ -266,7 +266,7 @@ async def test_two_guards_answer_with_cors_each_where_it_stands() -> None:
         await one.enable()
 
 
-@pytest.mark.parametrize("add", [with_door_inside, with_door_outside])
+@pytest.mark.parametrize("add", [with_guard_inside, with_guard_outside])
 @pytest.mark.parametrize("path", ["/items", "/static/a.txt"])
 async def test_a_preflight_is_answered_under_maintenance(
     tmp_path: Path, path: str, add: Callable[[FastAPI, MaintenanceGuard], None]
@@ -305,11 +305,11 @@ async def test_a_wrapped_mount_is_inside_the_application(
 
 
 @pytest.mark.parametrize("around", ["guard.wrap", "the middleware"])
-async def test_a_door_can_be_the_outermost_thing(around: str) -> None:
-    """Around everything, the door answers as FastAPI would, with its handlers."""
+async def test_a_guard_can_stand_around_everything(around: str) -> None:
+    """Around everything, a refusal is answered as FastAPI would, with its handlers."""
     guard, ran = closed(), Ran()
 
-    def put(app: ASGIApp) -> Any:  # a door
+    def put(app: ASGIApp) -> Any:  # a guarded application
         if around == "guard.wrap":
             return guard.wrap(app)
         return MaintenanceModeMiddleware(app, guard)
@@ -341,7 +341,7 @@ async def test_a_refusal_is_an_error_of_its_own(tmp_path: Path) -> None:
         seen.append(error)
         return JSONResponse({}, 503)
 
-    made: Shop = shop("door", tmp_path, opened())
+    made: Shop = shop("middleware", tmp_path, opened())
     made.app.add_exception_handler(MaintenanceError, keep)
     await made.guard.enable(message="later")
     await made.get("/box/x")

@@ -11,10 +11,10 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceModeMiddleware
-from tests.calls import Answer
-from tests.guard.support import in_flight
 from tests.asgi.support import Body, CopiesScope, Shop, closed, opened, shop
 from tests.asgi.test_coverage import Rewraps
+from tests.calls import Answer
+from tests.guard.support import in_flight
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ async def post(
 
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("chunks", [UPLOAD, MALFORMED], ids=["50 MB", "malformed"])
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 @pytest.mark.parametrize(
     "path",
     ["/posted", "/v1/nested/deep/posted", "/sub/posted", "/sub/below/posted", "/box/x"],
@@ -78,7 +78,7 @@ async def test_a_refusal_comes_before_the_first_byte(
 
 
 async def test_a_dependency_alone_comes_after_the_body(tmp_path: Path) -> None:
-    """Why there is a door: without it FastAPI reads and parses the body first."""
+    """Why there is a middleware: without it FastAPI reads and parses the body first."""
     made = shop("dependency", tmp_path, closed())
     body = Body(MALFORMED)
     assert (await post(made, "/posted", body)).status == 422
@@ -86,7 +86,7 @@ async def test_a_dependency_alone_comes_after_the_body(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", INSIDE)
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 @pytest.mark.parametrize("guard", [opened, closed], ids=["off", "let in"])
 async def test_a_body_that_is_admitted_arrives_whole(
     tmp_path: Path, guard: Callable[..., MaintenanceGuard], way: str, inside: str
@@ -103,12 +103,12 @@ async def test_a_body_that_is_admitted_arrives_whole(
     answer = await post(made, "/posted", Body([text[:5], text[5:]]))
     assert answer.status == 200
     assert b"served 3" in answer.messages[1]["body"]
-    # Once: by the door, or by the dependency.
+    # Once: by the middleware, or by the dependency.
     assert len(asked) == (guard is closed)
     assert in_flight(made.guard) == 0
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_a_middleware_inside_does_not_read_a_refused_body(
     tmp_path: Path, way: str
 ) -> None:
@@ -120,7 +120,7 @@ async def test_a_middleware_inside_does_not_read_a_refused_body(
     assert made.ran == []
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_an_admission_is_final(tmp_path: Path, way: str) -> None:
     """A request that was let in is served, though maintenance begins on its way."""
     guard = opened()
@@ -180,7 +180,7 @@ async def test_a_refusal_comes_before_what_precedes_the_dependency() -> None:
 
 
 async def test_a_guard_below_another_dependency_is_not_waited_for() -> None:
-    """Where the guard is not a direct dependency, the door decides for itself."""
+    """Where the guard is not a direct dependency, the middleware decides for itself."""
     guard = closed()
 
     def user(_: None = Depends(guard)) -> None: ...
@@ -194,7 +194,7 @@ async def test_a_guard_below_another_dependency_is_not_waited_for() -> None:
     assert body.taken == 0
 
 
-async def test_the_door_and_the_dependency_count_once(tmp_path: Path) -> None:
+async def test_the_middleware_and_the_dependency_count_once(tmp_path: Path) -> None:
     """A request that came through both is one request in flight."""
     seen: list[int] = []
     guard: MaintenanceGuard = opened()

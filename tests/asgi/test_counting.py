@@ -1,4 +1,4 @@
-"""What a door counts: all that it lets in, once, but nothing that is exempt."""
+"""What the middleware counts: all that it lets in, once, but nothing exempt."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,9 +20,9 @@ from fastapi_maintenance import (
     MemoryStore,
     maintenance_exempt,
 )
+from tests.asgi.support import CopiesScope, closed, opened
 from tests.calls import call, handshake
 from tests.guard.support import in_flight
-from tests.asgi.support import CopiesScope, closed, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -117,9 +117,9 @@ async def eventually(holds: Callable[[], bool]) -> None:
 LONG = ["/late", "/stream", "/socket", "/sub/late"]
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 @pytest.mark.parametrize("path", [*LONG, "/box/x"])
-async def test_a_drain_waits_for_what_came_through_the_door(
+async def test_a_drain_waits_for_what_the_middleware_admitted(
     path: str, way: str
 ) -> None:
     """Responses, streams, WebSockets and mounted work hold up a drain, each once."""
@@ -137,8 +137,8 @@ async def test_a_drain_waits_for_what_came_through_the_door(
 @pytest.mark.parametrize("path", LONG)
 @pytest.mark.parametrize(
     ("way", "inside"),
-    [("door", ()), ("both", ()), ("both", (CopiesScope,))],
-    ids=["the door alone", "beside the dependency", "with a copied scope"],
+    [("middleware", ()), ("both", ()), ("both", (CopiesScope,))],
+    ids=["the middleware alone", "beside the dependency", "with a copied scope"],
 )
 async def test_a_drain_does_not_wait_for_what_is_exempt(
     path: str, way: str, inside: tuple[type, ...]
@@ -155,15 +155,15 @@ async def test_a_drain_does_not_wait_for_what_is_exempt(
 @pytest.mark.parametrize("path", LONG)
 async def test_exempt_work_is_sorted_out_when_a_state_is_adopted(path: str) -> None:
     """Before anybody looks at the counts, a new state clears what is exempt."""
-    app, guard, holds = application("door", marked=True)
+    app, guard, holds = application("middleware", marked=True)
     async with running(app, path, holds):
         await guard.enable()
         assert counts(guard) == (0, 0)
 
 
 async def test_a_hidden_exempt_endpoint_is_waited_for() -> None:
-    """Where the door cannot see what runs, it waits too long rather than too short."""
-    app, guard, holds = application("door", CopiesScope, marked=True)
+    """Where the endpoint cannot be seen, a drain waits too long, never too short."""
+    app, guard, holds = application("middleware", CopiesScope, marked=True)
     async with running(app, "/late", holds):
         await guard.enable()
         assert (await guard.drain(timeout=0.05)).outcome == "busy"
@@ -171,7 +171,7 @@ async def test_a_hidden_exempt_endpoint_is_waited_for() -> None:
 
 
 async def test_a_foreseen_route_is_not_believed() -> None:
-    """A path that is rewritten behind the door to closed work stays counted."""
+    """A path that is rewritten behind the middleware to closed work stays counted."""
 
     class Rewrites:
         def __init__(self, app: ASGIApp) -> None:
@@ -180,7 +180,7 @@ async def test_a_foreseen_route_is_not_believed() -> None:
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             await self.app({**scope, "path": "/late"}, receive, send)
 
-    app, guard, holds = application("door", Rewrites, marked=False)
+    app, guard, holds = application("middleware", Rewrites, marked=False)
     app.add_api_route("/open", maintenance_exempt(_nothing))
     async with running(app, "/open", holds):
         await guard.enable()
@@ -190,9 +190,80 @@ async def test_a_foreseen_route_is_not_believed() -> None:
 async def _nothing() -> None: ...
 
 
+@pytest.mark.parametrize("way", ["middleware", "both"])
+async def test_a_request_that_sends_others_on_is_counted_by_itself(way: str) -> None:
+    """An exempt endpoint that a counted one has called does not end its count."""
+    app, guard, holds = application(way, marked=False)
+    app.add_api_route("/open", maintenance_exempt(_nothing))
+
+    async def batch(request: Request) -> None:
+        scope = {**request.scope, "path": "/open"}
+        await call(lambda _, receive, send: app.router(scope, receive, send))
+        await holds.answer_late()
+
+    app.add_api_route("/batch", batch)
+    async with running(app, "/batch", holds):
+        await guard.enable()
+        assert counts(guard) == (0, 1)
+        assert (await guard.drain(timeout=0.05)).outcome == "busy"
+    assert (await guard.drain(timeout=5)).drained
+
+
+@pytest.mark.parametrize("way", ["middleware", "both"])
+async def test_an_exempt_request_is_counted_for_what_it_sends_on(way: str) -> None:
+    """What an exempt endpoint calls is counted, though it is not itself."""
+    app, guard, holds = application(way, marked=False)
+
+    async def batch(request: Request) -> None:
+        scope = {**request.scope, "path": "/late"}
+        await call(lambda _, receive, send: app(scope, receive, send))
+
+    app.add_api_route("/batch", maintenance_exempt(batch))
+    async with running(app, "/batch", holds):
+        await guard.enable()
+        assert counts(guard) == (0, 1)
+    assert (await guard.drain(timeout=5)).drained
+
+
+@pytest.mark.parametrize(
+    "path", ["/marked/late", "/marked/box/x", "/marked/below/late"]
+)
+async def test_work_of_a_marked_application_is_sorted_out(path: str) -> None:
+    """What belongs to a marked application is not counted; what is mounted in it is."""
+    guard, holds = opened(), Holds()
+    app, marked, below = FastAPI(), FastAPI(), FastAPI()
+    marked.add_api_route("/late", holds.answer_late)
+    below.add_api_route("/late", holds.answer_late)
+    marked.mount("/box", holds.box)
+    marked.mount("/below", below)
+    app.mount("/marked", maintenance_exempt(marked))
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    async with running(app, path, holds):
+        await guard.enable()
+        assert counts(guard) == (0, int(path != "/marked/late"))
+
+
+async def test_a_path_that_is_rewritten_is_known_by_the_dependency() -> None:
+    """Behind a rewriting middleware, the dependency tells what is exempt."""
+
+    class Rewrites:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["path"] = "/late"
+            await self.app(scope, receive, send)
+
+    for way, counted in (("both", 0), ("middleware", 1)):
+        app, guard, holds = application(way, Rewrites, marked=True)
+        async with running(app, "/en/late", holds):
+            await guard.enable()
+            assert counts(guard) == (0, counted)
+
+
 async def test_a_drain_says_what_it_waits_for() -> None:
     """A counted request is shown by its route, once that is known."""
-    app, guard, holds = application("door", marked=False)
+    app, guard, holds = application("middleware", marked=False)
     async with running(app, "/late", holds):
         report = guard._switch.worker.report()
         assert report.current == 1
@@ -247,16 +318,16 @@ async def closed_by_a_drain(
     assert closes(told) == [1012]
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_counted_websockets_are_told_to_close(way: str) -> None:
-    """``close_after`` closes what came through the door with 1012."""
+    """``close_after`` closes what the middleware admitted with 1012."""
     app, guard, holds = application(way, marked=False)
     open_one = await connected(app, holds)
     await guard.enable()
     await closed_by_a_drain(guard, holds, open_one, after=0.01)
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_exempt_websockets_are_told_nothing(way: str) -> None:
     """``close_after`` leaves alone what is exempt."""
     app, guard, holds = application(way, marked=True)
@@ -282,7 +353,7 @@ async def test_a_websocket_let_in_under_maintenance_can_be_closed_later() -> Non
 
 async def test_a_cancelled_request_gives_its_count_back() -> None:
     """A client that is cut off leaves nothing behind for a drain to wait for."""
-    app, guard, holds = application("door", marked=False)
+    app, guard, holds = application("middleware", marked=False)
     task = asyncio.ensure_future(call(app, "/box/x"))
     await asyncio.wait_for(holds.entered.wait(), 5)
     task.cancel()
@@ -292,7 +363,7 @@ async def test_a_cancelled_request_gives_its_count_back() -> None:
     await eventually(lambda: in_flight(guard) == 0)
 
 
-async def test_a_window_that_has_not_begun_closes_no_door() -> None:
+async def test_a_window_that_has_not_begun_refuses_nothing() -> None:
     """A planned state refuses from its start on, by the clock of the worker."""
     guard, holds = MaintenanceGuard(MemoryStore()), Holds()
     holds.leave.set()
@@ -315,13 +386,13 @@ async def test_a_request_leaves_no_garbage() -> None:
 
     async def box(scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    door = opened().wrap(box)
-    await call(door)
+    wrapped = opened().wrap(box)
+    await call(wrapped)
     held = Held()
     seen = weakref.ref(held)
     gc.disable()
     try:
-        await call(door, held=held)
+        await call(wrapped, held=held)
         del held
         assert seen() is None
     finally:

@@ -1,4 +1,4 @@
-"""What the dependency covers, and what the door covers, alone and beside it."""
+"""What the dependency covers, and what the middleware covers, alone and beside it."""
 
 import contextlib
 import functools
@@ -13,21 +13,21 @@ from starlette.responses import Response
 from starlette.types import Scope
 from starlette.websockets import WebSocket
 
-from tests.calls import Answer
-from tests.guard.support import in_flight
 from tests.asgi.support import (
     TABLE,
+    Case,
     CopiesScope,
-    Row,
     Shop,
     closed,
     opened,
     shop,
 )
+from tests.calls import Answer
+from tests.guard.support import in_flight
 
 pytestmark = pytest.mark.anyio
 
-WAYS = ["dependency", "door", "both"]
+WAYS = ["dependency", "middleware", "both"]
 
 
 class Rewraps(BaseHTTPMiddleware):
@@ -62,11 +62,11 @@ VARIANTS: dict[str, tuple[tuple[type[Any], ...], dict[str, Any]]] = {
 }
 
 
-def covers(way: str, row: Row) -> bool:
-    """Tell what the documentation says of a way and a row."""
-    if row.covered == "open":
+def covers(way: str, case: Case) -> bool:
+    """Tell what the documentation says of a way and a case."""
+    if case.covered == "open":
         return False
-    return row.covered == "dependency" or way != "dependency"
+    return case.covered == "dependency" or way != "dependency"
 
 
 def shape(answer: Answer) -> list[tuple[object, ...]]:
@@ -100,16 +100,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Shop]
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("row", TABLE, ids=str)
+@pytest.mark.parametrize("case", TABLE, ids=str)
 async def test_what_is_covered_is_refused_and_all_else_is_as_ever(
-    made: Callable[[str, str], Shop], row: Row, way: str, variant: str
+    made: Callable[[str, str], Shop], case: Case, way: str, variant: str
 ) -> None:
-    """Under maintenance a row is refused if it is covered, else it is as when off."""
+    """Under maintenance a case is refused if it is covered, else it is as when off."""
     off = made(way, "off")
-    ever = await off.get(row.path, row.method, **row.scope)
+    ever = await off.get(case.path, case.method, **case.scope)
     on = made(way, variant)
-    answer = await on.get(row.path, row.method, **row.scope)
-    if covers(way, row):
+    answer = await on.get(case.path, case.method, **case.scope)
+    if covers(way, case):
         assert answer.status == 503
         assert answer.headers["retry-after"] == "60"
         assert on.ran == []
@@ -119,22 +119,22 @@ async def test_what_is_covered_is_refused_and_all_else_is_as_ever(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("row", TABLE, ids=str)
+@pytest.mark.parametrize("case", TABLE, ids=str)
 async def test_an_overridden_guard_lets_everything_through(
-    made: Callable[[str, str], Shop], row: Row, way: str
+    made: Callable[[str, str], Shop], case: Case, way: str
 ) -> None:
-    """Where the guard is overridden, the door stands aside with the dependency."""
-    ever = await made(way, "off").get(row.path, row.method, **row.scope)
+    """Where the guard is overridden, the middleware steps aside with the dependency."""
+    ever = await made(way, "off").get(case.path, case.method, **case.scope)
     on = made(way, "on and overridden")
-    answer = await on.get(row.path, row.method, **row.scope)
+    answer = await on.get(case.path, case.method, **case.scope)
     # An application below has overrides of its own.
-    if row.path.startswith("/sub/below"):
+    if case.path.startswith("/sub/below"):
         assert answer.status == 503
     else:
         assert shape(answer) == shape(ever)
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_overrides_of_a_mounted_application_are_its_own(
     tmp_path: Path, way: str
 ) -> None:
@@ -146,15 +146,15 @@ async def test_overrides_of_a_mounted_application_are_its_own(
     assert (await made.get("/items")).status == 503
 
 
-@pytest.mark.parametrize("row", TABLE, ids=str)
+@pytest.mark.parametrize("case", TABLE, ids=str)
 async def test_everything_is_served_and_given_back_while_off(
-    made: Callable[[str, str], Shop], row: Row
+    made: Callable[[str, str], Shop], case: Case
 ) -> None:
-    """While maintenance is off, the door and the dependency change no answer."""
+    """While maintenance is off, the middleware and the dependency change no answer."""
     without = made("dependency", "off and overridden")
-    ever = await without.get(row.path, row.method, **row.scope)
+    ever = await without.get(case.path, case.method, **case.scope)
     off = made("both", "off")
-    answer = await off.get(row.path, row.method, **row.scope)
+    answer = await off.get(case.path, case.method, **case.scope)
     assert shape(answer) == shape(ever)
     assert off.ran == without.ran
     assert in_flight(off.guard) == 0
@@ -164,14 +164,14 @@ async def test_a_websocket_is_closed_where_no_response_can_be_sent(
     tmp_path: Path,
 ) -> None:
     """Without the extension for it, a refused handshake is closed with 1013."""
-    made = shop("door", tmp_path, closed())
+    made = shop("middleware", tmp_path, closed())
     for path in ("/socket", "/sub/socket", "/box/x"):
         answer = await made.get(path, "WS", extensions={})
         assert shape(answer) == [("websocket.close", None, 1013)]
     assert made.ran == []
 
 
-async def test_a_handler_finds_in_a_door_what_it_finds_in_a_route(
+async def test_a_handler_finds_the_same_in_the_middleware_as_in_a_route(
     tmp_path: Path,
 ) -> None:
     """Handlers are asked with path parameters, endpoint and the innermost app."""
@@ -181,7 +181,7 @@ async def test_a_handler_finds_in_a_door_what_it_finds_in_a_route(
         seen.append(connection.scope)
         return True
 
-    made = shop("door", tmp_path, closed(exempt_handler=look))
+    made = shop("middleware", tmp_path, closed(exempt_handler=look))
     assert (await made.get("/items/a/b")).status == 200
     assert (await made.get("/sub/target")).status == 200
     assert (await made.get("/sub/socket", "WS")).messages[0]["type"].endswith("accept")
@@ -194,25 +194,25 @@ async def test_a_handler_finds_in_a_door_what_it_finds_in_a_route(
 
 @pytest.mark.parametrize("path", ["/posted", "/box/x"])
 async def test_wanting_the_body_exempts_nobody(tmp_path: Path, path: str) -> None:
-    """A handler that wants the body in a door is not believed, whatever it says."""
+    """A handler that wants the body in the middleware is not believed."""
 
     async def swallows(request: Request) -> bool:
         with contextlib.suppress(RuntimeError):
             await request.body()
         return True
 
-    made = shop("door", tmp_path, closed(exempt_handler=swallows))
+    made = shop("middleware", tmp_path, closed(exempt_handler=swallows))
     assert (await made.get(path, "POST")).status == 503
     assert made.ran == []
 
 
 async def test_another_handler_may_still_exempt(tmp_path: Path) -> None:
     """One handler that wants the body does not spoil what another one says."""
-    made = shop("door", tmp_path, closed(exempt_handler=[reads, lambda _: True]))
+    made = shop("middleware", tmp_path, closed(exempt_handler=[reads, lambda _: True]))
     assert (await made.get("/box/x")).status == 200
 
 
-async def test_a_handler_cannot_answer_a_websocket_in_a_door(tmp_path: Path) -> None:
+async def test_a_handler_cannot_answer_a_websocket(tmp_path: Path) -> None:
     """A handler that would close or accept a WebSocket exempts nobody."""
 
     async def closes(websocket: WebSocket) -> bool:
@@ -220,6 +220,6 @@ async def test_a_handler_cannot_answer_a_websocket_in_a_door(tmp_path: Path) -> 
             await websocket.close()
         return True
 
-    made = shop("door", tmp_path, closed(exempt_handler=closes))
+    made = shop("middleware", tmp_path, closed(exempt_handler=closes))
     assert (await made.get("/socket", "WS")).status == 503
     assert made.ran == []

@@ -6,8 +6,8 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
 from fastapi_maintenance import MaintenanceModeMiddleware, maintenance_exempt
-from tests.calls import call
 from tests.asgi.support import RELEASE, closed
+from tests.calls import call
 
 pytestmark = [
     pytest.mark.anyio,
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_frontends_are_refused(folder: Path, way: str) -> None:
     """Pages, files and what is not there are refused; other methods are as ever."""
     guard = closed()
@@ -39,7 +39,7 @@ async def test_frontends_are_refused(folder: Path, way: str) -> None:
     assert (await call(app, "/orders")).status == 307
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_frontends_of_an_included_router_can_be_exempt(
     folder: Path, way: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Making doors: the seed's lines, mistakes, life, and applications of odd shapes."""
+"""Wrap and middleware: mistakes, their life, and applications of odd shapes."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
@@ -27,10 +28,9 @@ from fastapi_maintenance import (
     StoreError,
     maintenance_exempt,
 )
-from tests.calls import call, handshake
-from tests.guard.support import in_flight
 from tests.asgi.support import DENIAL, RELEASE, Ran, closed, opened
-from tests.guard.support import publish
+from tests.calls import call, handshake
+from tests.guard.support import in_flight, publish
 
 pytestmark = pytest.mark.anyio
 
@@ -193,7 +193,7 @@ async def test_a_start_without_its_store_fails_as_servers_expect() -> None:
     assert "default is out of reach" in failed["message"]
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_nothing_is_let_in_while_the_state_is_not_known(way: str) -> None:
     """A worker that cannot read its store refuses, but not what is exempt."""
     store = Broken()
@@ -234,14 +234,14 @@ class Small:
 
 @pytest.mark.parametrize("enabled", [False, True])
 async def test_a_store_of_a_user_s_own_will_do(*, enabled: bool) -> None:
-    """A store that is read from time to time serves a door as well."""
+    """A store that is read from time to time serves the middleware as well."""
     app, ran = FastAPI(), Ran()
     app.add_middleware(MaintenanceModeMiddleware, store=Small(enabled=enabled))
     app.mount("/box", ran.box)
     assert (await call(app, "/box/x")).status == (503 if enabled else 200)
 
 
-async def test_doors_of_one_guard_decide_once() -> None:
+async def test_one_guard_decides_once() -> None:
     """A wrapped mount behind the middleware asks no second time."""
     asked: list[str] = []
 
@@ -260,7 +260,7 @@ async def test_doors_of_one_guard_decide_once() -> None:
     assert asked == ["/box/x", "/sub/target"]
 
 
-async def test_doors_of_two_guards_decide_for_themselves() -> None:
+async def test_two_guards_decide_for_themselves() -> None:
     """A closed part of an open application is closed, and counts for both."""
     whole, part, ran = opened(), closed(name="part"), Ran()
     app = FastAPI()
@@ -283,7 +283,7 @@ class Hides:
 
 
 async def test_a_middleware_that_hides_what_it_wraps_hides_no_route() -> None:
-    """The door of an application finds its routes behind any middleware."""
+    """The middleware of an application finds its routes behind any middleware."""
     app, ran = FastAPI(), Ran()
     app.add_middleware(Hides)
     app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(enabled=True))
@@ -298,8 +298,8 @@ async def test_what_a_mount_hides_is_a_closed_box() -> None:
     """Around a mount, the routes of the application are not mistaken for its own."""
     app, ran = FastAPI(), Ran()
     app.add_api_route("/open", maintenance_exempt(_open))
-    door = MaintenanceModeMiddleware(Hides(ran.box), closed())
-    app.mount("/box", door)
+    inside = MaintenanceModeMiddleware(Hides(ran.box), closed())
+    app.mount("/box", inside)
     assert (await call(app, "/box/open")).status == 503
     assert ran == []
 
@@ -350,6 +350,54 @@ async def test_what_a_mounted_application_makes_of_a_path_opens_nothing(
     assert (await call(app, "/nothing")).status == 404
 
 
+@pytest.mark.parametrize("way", ["wrap", "middleware"])
+async def test_what_a_mounted_router_makes_of_a_path_opens_nothing(way: str) -> None:
+    """The middlewares of a plain router are not trusted either, shown or hidden."""
+    ran, guard = Ran(), opened()
+    routers = {
+        "/seen": Router(
+            [Route("/target", ran.plain)], middleware=[Middleware(Translates)]
+        ),
+        "/hidden": Router(
+            [Route("/target", ran.plain)],
+            middleware=[Middleware(GZipMiddleware), Middleware(Hides)],
+        ),
+        "/known": Router(
+            [Route("/target", ran.plain)], middleware=[Middleware(GZipMiddleware)]
+        ),
+    }
+    app = FastAPI()
+    for path, router in routers.items():
+        app.mount(path, guard.wrap(router) if way == "wrap" else router)
+    if way == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    assert (await call(app, "/seen/en/target")).status == 200
+    await guard.enable()
+    for path in ("/seen/en/target", "/seen/target", "/hidden/nothing", "/known/target"):
+        assert (await call(app, path)).status == 503
+    assert (await call(app, "/known/nothing")).status == 404
+    assert ran == ["plain"]
+
+
+class Rewriting(FastAPI):
+    """An application that rewrites a path before its middlewares see it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is meant."""
+        path = scope["path"].replace("/en/", "/", 1)
+        await super().__call__({**scope, "path": path}, receive, send)
+
+
+async def test_an_application_that_rewrites_paths_itself_is_a_closed_box() -> None:
+    """A subclass with a ``__call__`` of its own is not trusted where it is mounted."""
+    ran, app, sub = Ran(), FastAPI(), Rewriting()
+    sub.add_api_route("/target", ran.target)
+    app.mount("/sub", sub)
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(enabled=True))
+    assert (await call(app, "/sub/en/target")).status == 503
+    assert ran == []
+
+
 async def _translated(request: Request, proceed: Any) -> Any:
     scope = request.scope
     scope["path"] = scope["path"].replace("/en/", "/", 1)
@@ -364,7 +412,7 @@ def _as_is(app: ASGIApp, scope: Scope) -> ASGIApp:
     return ask
 
 
-@pytest.mark.parametrize("way", ["door", "both"])
+@pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_a_request_inside_a_request_is_decided_for_itself(way: str) -> None:
     """What an endpoint sends into its own application is no part of its request."""
     guard, ran = opened(), Ran()
@@ -409,7 +457,7 @@ class Picky(APIRouter):
 
 
 async def test_a_router_that_chooses_by_itself_is_a_closed_box() -> None:
-    """Where the door cannot foresee a choice, nothing is exempt."""
+    """Where the middleware cannot foresee a choice, nothing is exempt."""
     app = FastAPI()
     app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(enabled=True))
     odd, picky = Odd(), Picky()
@@ -493,7 +541,7 @@ class Opens(Chosen):
 
 
 async def test_the_newest_state_decides() -> None:
-    """A state that changes while the door looks ahead is heeded at once."""
+    """A state that changes while the middleware looks ahead is heeded at once."""
     guard = closed()
     app = FastAPI()
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)
@@ -504,7 +552,7 @@ async def test_the_newest_state_decides() -> None:
     assert in_flight(guard) == 0
 
 
-async def test_a_window_that_begins_while_a_request_enters_closes_the_door() -> None:
+async def test_a_window_that_begins_while_a_request_enters_refuses_it() -> None:
     """The state is judged again when the request has been counted."""
     guard, ran = opened(), Ran()
     app = FastAPI()
@@ -521,14 +569,14 @@ async def test_a_window_that_begins_while_a_request_enters_closes_the_door() -> 
 
 
 async def test_a_wrapped_application_lives_as_ever() -> None:
-    """What is no request passes a door, such as the start of an application."""
+    """What is no request is passed on, such as the start of an application."""
     said = await live(opened().wrap(FastAPI()))
     assert said[-1]["type"] == "lifespan.shutdown.complete"
 
 
 @pytest.mark.skipif(RELEASE < (0, 137), reason="mounts in routers were not reached")
 async def test_a_wrapped_mount_in_an_included_router_knows_its_routes() -> None:
-    """What FastAPI noted on the way to a mount does not mislead the door in it."""
+    """What FastAPI noted on the way to a mount does not mislead the guard around it."""
     guard, ran = closed(), Ran()
     app, sub, router = FastAPI(), FastAPI(), APIRouter()
     sub.add_api_route("/target", ran.target)
@@ -552,7 +600,7 @@ async def test_a_middleware_that_wraps_itself_is_a_closed_box() -> None:
 
 
 async def test_an_application_mounted_in_itself_ends_somewhere() -> None:
-    """However deep a path leads, the door finds an end, and it is closed."""
+    """However deep a path leads, the middleware finds an end, and it is closed."""
     app, ran = FastAPI(), Ran()
     app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(enabled=True))
     app.add_api_route("/target", ran.target)
@@ -562,7 +610,7 @@ async def test_an_application_mounted_in_itself_ends_somewhere() -> None:
     assert ran == []
 
 
-async def test_a_starlette_application_has_a_door_too() -> None:
+async def test_a_starlette_application_can_be_guarded_too() -> None:
     """The middleware does not need FastAPI around it."""
     ran = Ran()
     store = MemoryStore(enabled=True)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette._utils import get_route_path
 
-from tests.calls import Answer
 from tests.asgi.support import Shop, closed, opened, shop
 from tests.asgi.test_coverage import shape
+from tests.calls import Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +86,7 @@ async def obey(off: Shop, on: Shop, path: str, method: str, **scope: object) -> 
     return answer
 
 
-@pytest.fixture(scope="module", params=["door", "both"])
+@pytest.fixture(scope="module", params=["middleware", "both"])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Shop, Shop]:
@@ -130,8 +130,8 @@ async def test_an_application_s_own_root_path_is_heeded(
     tmp_path: Path, root: str
 ) -> None:
     """``FastAPI(root_path=...)`` changes neither what is open nor what is closed."""
-    off = shop("door", tmp_path, opened(), root_path=root)
-    on = shop("door", tmp_path, closed(), root_path=root)
+    off = shop("middleware", tmp_path, opened(), root_path=root)
+    on = shop("middleware", tmp_path, closed(), root_path=root)
     for made in (off, on):
         rooted = FastAPI(root_path=root)
         rooted.add_api_route("/target", made.ran.target)

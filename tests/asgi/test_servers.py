@@ -1,4 +1,4 @@
-"""The door on real servers: uvicorn with both parsers, hypercorn and granian."""
+"""The middleware on real servers: uvicorn with both parsers, hypercorn and granian."""
 
 import asyncio
 import contextlib

@@ -140,10 +140,9 @@ def broken(path: Path) -> Iterator[None]:
     path.rename(aside)
     while not path.is_symlink():
         # A worker may have made it again already.
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         with contextlib.suppress(FileExistsError):
             path.symlink_to(path)
     try:

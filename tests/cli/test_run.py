@@ -315,6 +315,8 @@ def test_a_store_that_breaks_before_the_command_is_told(
     path = folder / ".fastapi-maintenance" / "default.json"
     with member.busy(), started(words, folder) as process:
         assert process.stderr is not None
+        # Published, and the first look: it has seen all workers.
+        process.stderr.readline()
         process.stderr.readline()
         with broken(path), broken(run_dir(folder).parent):
             _, errors = process.communicate(timeout=PATIENCE)

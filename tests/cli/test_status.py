@@ -208,13 +208,13 @@ def test_workers_that_cannot_be_read_are_not_taken_for_none(folder: Path) -> Non
     """The state is shown, the workers are not known, and the exit code is 14."""
     invoke("on")
     with broken(run_dir(folder).parent):
-        result = invoke("status")
-        assert result.exit_code == 14
+        result = call("status", cwd=folder)
+        assert result.returncode == 14
         assert "  workers    not known\n" in result.stdout
         assert "warning: the workers are not known: " in result.stderr
         assert "no worker has joined" not in result.stderr
-        result = invoke("status", "--check", "--json")
-        assert result.exit_code == 3
+        result = call("status", "--check", "--json", cwd=folder)
+        assert result.returncode == 3
         assert json.loads(result.stdout)["workers"] is None
 
 

@@ -183,7 +183,7 @@ def test_a_moment_is_shown_in_both_times(
     ],
 )
 def test_a_span_is_shown_in_two_units(seconds: float, shown: str) -> None:
-    """Nobody counts the seconds of a day."""
+    """Two units are enough: a day has no seconds."""
     assert show_span(seconds) == shown
 
 

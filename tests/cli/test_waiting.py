@@ -289,6 +289,8 @@ def test_a_store_that_breaks_during_a_wait_is_unreachable(
     """Exit code 14, and the line says that the state was published and stays on."""
     with member.busy(), started(program("on", "--wait", "--json"), folder) as process:
         assert process.stdout is not None
+        # Published, and the first look: it has seen all workers.
+        process.stdout.readline()
         process.stdout.readline()
         with broken(run_dir(folder).parent):
             _, errors = process.communicate(timeout=PATIENCE)

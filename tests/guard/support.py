@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fastapi
-import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore

@@ -16,7 +16,7 @@ from fastapi_maintenance import (
     MemoryStore,
     StoreError,
 )
-from fastapi_maintenance.stores import Change
+from fastapi_maintenance.stores import Change, location
 from tests.guard.support import Ran, both, closed, in_flight, opened, publish
 
 
@@ -249,7 +249,7 @@ def test_building_a_guard_touches_nothing(
     guard = MaintenanceGuard()
     FastAPI(dependencies=[Depends(guard)], lifespan=guard.lifespan)
     assert list(tmp_path.iterdir()) == []
-    assert guard._switch.store.location == str(tmp_path / ".fastapi-maintenance")
+    assert location(guard._switch.store) == str(tmp_path / ".fastapi-maintenance")
 
 
 def test_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,21 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route, Router
 from starlette.testclient import WebSocketDenialResponse
+from starlette.types import Receive, Scope, Send
 
-from fastapi_maintenance import MaintenanceGuard, maintenance_exempt
+from fastapi_maintenance import (
+    MaintenanceGuard,
+    MaintenanceModeMiddleware,
+    MemoryStore,
+    maintenance_exempt,
+)
+from fastapi_maintenance.exemptions import has_mark
+from tests.calls import call, handshake
 from tests.guard.support import (
     FRONTENDS,
     NO_FRONTENDS,
@@ -23,6 +34,8 @@ from tests.guard.support import (
     in_flight,
     opened,
 )
+
+pytestmark = pytest.mark.anyio
 
 EXEMPT = [Depends(maintenance_exempt)]
 
@@ -422,3 +435,105 @@ def test_exempt_request_needs_no_store() -> None:
     assert served(app)
     assert not served(app, "/shut")
     assert in_flight(guard) == 0
+
+
+def admin() -> FastAPI:
+    """Return an application of somebody else's, with all that it may have."""
+    made = FastAPI()
+    both(made, Ran())
+    made.add_route("/plain", _plain)
+    made.mount("/router", Router([Route("/plain", _plain)]))
+    return made
+
+
+async def _plain(_request: Request) -> Response:
+    return Response("open")
+
+
+WAYS = pytest.mark.parametrize("way", ["wrap", "middleware", "dependency", "both"])
+WHEN = pytest.mark.parametrize("when", ["before", "after"])
+
+
+@WAYS
+@WHEN
+async def test_marked_application_is_open_wherever_it_is_mounted(
+    way: str, when: str
+) -> None:
+    """FastAPI and Starlette applications are marked before or after mounting."""
+    guard, made = closed(), admin()
+    if way in {"dependency", "both"}:
+        made = FastAPI(dependencies=[Depends(guard)])
+        both(made, Ran())
+    if when == "before":
+        assert maintenance_exempt(made) is made
+    app = FastAPI()
+    app.mount("/admin", guard.wrap(made) if way == "wrap" else made)
+    if way in {"middleware", "both"}:
+        app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    if when == "after":
+        maintenance_exempt(made)
+    assert (await call(app, "/admin/target")).status == 200
+    assert (await handshake(app, "/admin/socket")).messages[0]["type"] == (
+        "websocket.accept"
+    )
+    if way in {"wrap", "middleware"}:
+        assert (await call(app, "/admin/plain")).status == 200
+        assert (await call(app, "/admin/router/plain")).status == 200
+    assert in_flight(guard) == 0
+
+
+@pytest.mark.parametrize("way", ["wrap", "middleware"])
+async def test_mark_does_not_reach_applications_mounted_inside(way: str) -> None:
+    """An application that is mounted in a marked one needs its own mark."""
+    guard, made, inner, ran = closed(), admin(), FastAPI(), Ran()
+    inner.add_api_route("/target", ran.endpoint)
+    made.mount("/inner", inner)
+    made.mount("/box", _box)
+    maintenance_exempt(made)
+    app = FastAPI()
+    app.mount("/admin", guard.wrap(made) if way == "wrap" else made)
+    if way == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    assert (await call(app, "/admin/target")).status == 200
+    assert (await call(app, "/admin/inner/target")).status == 503
+    assert (await call(app, "/admin/box/x")).status == 503
+    maintenance_exempt(inner)
+    assert (await call(app, "/admin/inner/target")).status == 200
+
+
+async def _box(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response("open")(scope, receive, send)
+
+
+@maintenance_exempt
+class Page(HTTPEndpoint):
+    """An endpoint of Starlette that is a class."""
+
+    async def get(self, _request: Request) -> Response:
+        """Answer."""
+        return Response("open")
+
+
+@maintenance_exempt
+class Box:
+    """An application that is an object of a marked class."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        await Response("served")(scope, receive, send)
+
+
+class OtherPage(Page):
+    """A class below a marked one."""
+
+
+async def test_marked_class_marks_itself() -> None:
+    """What is made of a marked class, and what is derived from it, is not exempt."""
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware, store=MemoryStore(enabled=True))
+    app.router.routes += [Route("/page", Page), Route("/other", OtherPage)]
+    app.mount("/box", Box())
+    assert (await call(app, "/page")).status == 200
+    assert (await call(app, "/other")).status == 503
+    assert (await call(app, "/box/x")).status == 503
+    assert not has_mark(Box())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import anyio.to_thread
 
@@ -80,6 +80,8 @@ def listed(store: RedisStore, worker: str, name: str = NAME) -> WorkerReport:
     return found
 
 
-async def eventually(condition: object, seconds: float = 10.0, what: str = "") -> None:
+async def eventually(
+    condition: Callable[[], object], seconds: float = 10.0, what: str = ""
+) -> None:
     """Wait until a condition holds, while the loop runs; fail when it never does."""
     await anyio.to_thread.run_sync(until, condition, seconds, what)

@@ -299,6 +299,59 @@ def test_small_store_is_read_once_a_second(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
+class Failing:
+    """A store of two methods that answers when a test says so."""
+
+    poll_interval = 0.02
+
+    def __init__(self) -> None:
+        self.state: MaintenanceState | None = None
+        self.fails = False
+
+    def read(self, name: str) -> MaintenanceState | None:
+        """Return the state, or fail."""
+        if self.fails:
+            raise StoreError("the database is away")
+        return self.state
+
+    def publish(self, name: str, change: Callable[..., MaintenanceState]) -> Any:
+        """Replace the state, or fail."""
+        self.state = change(self.read(name))
+        return self.state
+
+
+async def test_small_store_that_fails_keeps_the_last_state(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Workers go on with what they knew, say so once, and obey when it is back."""
+    store = Failing()
+    guard = guard_of(store)
+    async with guard.lifespan():
+        await guard.enable()
+        store.fails = True
+        await until(lambda: "keeps the last state it knew" in caplog.text)
+        assert guard.is_active
+        with pytest.raises(StoreError, match="the database is away"):
+            await guard.disable()
+        store.fails = False
+        await guard.disable()
+        await until(lambda: not guard.is_active)
+    assert caplog.text.count("keeps the last state it knew") == 1
+
+
+def test_small_store_that_was_never_read_admits_nothing() -> None:
+    """A worker that knows no state refuses, and joins when the store is back."""
+    store = Failing()
+    store.fails = True
+    guard = MaintenanceGuard(store)
+    app = FastAPI(dependencies=[Depends(guard)])
+    app.get("/")(lambda: "open")
+    client = TestClient(app)
+    assert client.get("/").status_code == 503
+    store.fails = False
+    assert client.get("/").status_code == 200
+
+
 # What is no store.
 
 

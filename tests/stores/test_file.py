@@ -317,6 +317,7 @@ def test_writers_wait_for_each_other(
             publish(store, OFF)
     done = threading.Thread(target=publish, args=(store, OFF))
     done.start()
+    until(lambda: sum(one.descriptor is not None for one in module._all_held) == 2)
     lock.unlink()
     held.release()
     done.join()
@@ -598,6 +599,26 @@ def test_report_that_cannot_be_read_is_a_worker(
         assert (workers["7-b"].host, workers["7-b"].seen) == ("unknown", 0)
         assert drain(store, timeout=0).outcome in {"busy", "lost"}
         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_roster_that_changes_is_read_again(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look sees the reports of the list that it returns, or looks again."""
+    store.report("default", report())
+    names = os.listdir
+
+    def listed(path: str) -> list[str]:
+        found = names(path)
+        monkeypatch.undo()
+        store.report("default", report("2-b"))
+        store.remove("default", "1-a")
+        return found
+
+    monkeypatch.setattr(os, "listdir", listed)
+    roster = store.roster("default")
+    assert roster.members == {"2-b"}
+    assert [worker.id for worker in roster.workers] == ["2-b"]
 
 
 def test_id_is_no_path(store: FileStore) -> None:
@@ -892,9 +913,21 @@ def test_fork_does_not_keep_its_parent_alive(store: FileStore) -> None:
 
     with living_child(work) as end:
         end()
-        assert store.roster("default").workers[0].liveness == "dead"
+        until(lambda: store.roster("default").workers[0].liveness == "dead")
         os.close(go)
     os.close(wait)
+
+
+def test_copy_of_a_lock_is_closed_and_not_unlocked(tmp_path: Path) -> None:
+    """A child that drops what it has inherited leaves its parent's lock alone."""
+    path = tmp_path / "1-a.lock"
+    held = module._Held.lock(path, 0)
+    kept = os.dup(held._open)
+    held._process = -1
+    held.release()
+    assert not module._is_free(path, held.inode)
+    os.close(kept)
+    assert module._is_free(path, held.inode)
 
 
 def test_fork_while_uncounted(store: FileStore) -> None:
@@ -915,7 +948,7 @@ def test_fork_while_uncounted(store: FileStore) -> None:
     with living_child(work) as end:
         assert store._has_uncounted()
         end()
-        assert not store._has_uncounted()
+        until(lambda: not store._has_uncounted())
         os.close(go)
     os.close(wait)
 

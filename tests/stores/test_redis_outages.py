@@ -16,6 +16,7 @@ import redis
 
 from fastapi_maintenance import MaintenanceState, StoreError
 from fastapi_maintenance.changes import EnableOptions
+from fastapi_maintenance.fence import Verdict
 from fastapi_maintenance.stores import TemporaryStoreError
 from fastapi_maintenance.stores import redis as module
 from fastapi_maintenance.stores.redis import RedisStore
@@ -275,15 +276,26 @@ async def test_a_drain_that_saw_the_workers_outlives_a_loss(tmp_path: Path) -> N
         publish(store, enabled=False)
         operator = switch(store)
         kept = another(store)
+        looks: list[Verdict] = []
         with joined(kept):
-            await eventually(lambda: reports_again(store, kept.worker.id))
-            publication = await operator.publish_to_drain(
-                DrainOptions(), EnableOptions()
-            )
-            await eventually(lambda: kept.worker.state.enabled)
-            await anyio.to_thread.run_sync(lambda: server.restart(keep=False))
-            done = await operator.wait(publication, DrainOptions(timeout=20))
+            admission = kept.worker.admit("GET /slow")
+            assert admission is not None
+
+            async def lose_all() -> None:
+                await eventually(lambda: looks)
+                await anyio.to_thread.run_sync(lambda: server.restart(keep=False))
+                await eventually(lambda: reports_again(store, kept.worker.id))
+                admission.release()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(lose_all)
+                done = await operator.drain(
+                    DrainOptions(timeout=30),
+                    enable=EnableOptions(),
+                    progress=lambda _, verdict: looks.append(verdict),
+                )
             assert done.outcome == "drained"
+            assert looks[0].outcome == "busy"
 
 
 async def test_a_cold_worker_waits_for_those_who_know(tmp_path: Path) -> None:
