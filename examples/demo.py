@@ -286,7 +286,9 @@ def show_traffic(
         every == {SERVED, REFUSED}, f"nothing but 200 and 503: {sorted(every)}"
     )
     while_closed = set(traffic.between(closed, before_off))
-    screen.check(while_closed == {REFUSED}, "no customer was served while it was closed")
+    screen.check(
+        while_closed == {REFUSED}, "no customer was served while it was closed"
+    )
     after = set(traffic.between(opened + SLACK, end))
     screen.check(after == {SERVED}, "everybody was served after it was opened")
 

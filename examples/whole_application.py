@@ -19,7 +19,6 @@ class Document(BaseModel):
 
 guard = MaintenanceGuard()
 app = FastAPI(dependencies=[Depends(guard)])
-# First, and so innermost: nothing behind it rewrites the path, CORS stays outside.
 app.add_middleware(MaintenanceModeMiddleware, guard=guard)
 app.add_middleware(CORSMiddleware, allow_origins=["https://shop.example"])
 reports = FastAPI()

@@ -5,11 +5,11 @@ import threading
 import typing
 
 if typing.TYPE_CHECKING:
+    from .asgi.middleware import MaintenanceModeMiddleware
     from .control import control_router
     from .exemptions import maintenance_exempt
     from .fence import DrainError, DrainReport, Receipt, Roster, WorkerReport
     from .guard import MaintenanceGuard
-    from .asgi.middleware import MaintenanceModeMiddleware
     from .pages import maintenance_exception_handler
     from .refusal import MaintenanceError
     from .state import MaintenanceState

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from ._checks import whole_seconds
+from .checks import whole_seconds
 from .state import OPERATOR, VERSION, Line, MaintenanceState, Moment, next_epoch
 from .stores import Change, StoreError
 

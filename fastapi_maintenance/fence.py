@@ -379,7 +379,9 @@ class Fence:
             # Complete for the first time, which is where the watch begins.
             self._saw_complete, intact = True, True
             self._generation = roster.generation
-        if not self._saw_complete:
+        if not roster.generation and not self.in_process:
+            pass  # No roster is no answer: who was on the last one is still waited for.
+        elif not self._saw_complete:
             self._generation = roster.generation
             self._known = set(roster.members)
         elif intact:

@@ -8,10 +8,10 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
-from ._checks import check_listener, check_text, whole_seconds
 from ._fastapi import OUTER_STACK
 from .asgi.wrap import GuardedApp
 from .changes import EnableOptions
+from .checks import check_listener, check_text, whole_seconds
 from .closing import Closing
 from .decision import AdmittedWork, Decision
 from .fence import DrainReport
@@ -108,7 +108,7 @@ class MaintenanceGuard:
         request = scope.get(decision.key)
         if request is not None and request.is_running():
             # Decided outside of the application. Its route is known here.
-            request.scope = scope
+            request.reached(scope)
             return
         pending = decision.admit_or_refuse(connection, scope.get(OUTER_STACK))
         if pending is not None:

@@ -14,8 +14,8 @@ from fastapi.params import Depends
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
-from ._checks import seconds
 from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
+from .checks import seconds
 from .exemptions import ReadyMade
 from .log import logger
 from .worker import not_working_for_a_request

@@ -39,6 +39,12 @@ QUICK_REMOTE: Final = 0.2
 STALE: Final = 1.0
 """Seconds without a look after which a request looks at a local store itself."""
 
+REAP_INTERVAL: Final = 2.0
+"""Seconds between two looks for workers that died on this machine, while it is on.
+
+Shorter than ``LOST_AFTER``, so that a drain on another machine does not lose them.
+"""
+
 YOUNG_SERVER: Final = 5.0
 """Seconds in which workers write back what a restarted server has lost."""
 
@@ -165,8 +171,10 @@ class _Kept:
         self._users = 0
         self._reported: WorkerReport | None = None
         self._reported_at = 0.0
+        self._reaped_at = 0.0
+        self._latest: WorkerReport | None = None
         self._collected_at = 0.0
-        self._old_when_collected = 0
+        self._seen_when_collected = (0, 0)
 
     def renew(self) -> None:
         self.worker.renew()
@@ -390,7 +398,7 @@ class _Kept:
         due = now - self._reported_at >= HEARTBEAT
         if not self.worker.counted and not due:
             return
-        report = self.worker.report()
+        report = self._latest = self.worker.report()
         if not due and not _is_news(report, self._reported):
             return
         try:
@@ -406,7 +414,12 @@ class _Kept:
         self._problems.solved("report")
         if not self.worker.counted:
             self._count_from_now_on()
-        if due and self.worker.state.enabled and not is_in_process(self.keeper.store):
+        if (
+            self.worker.state.enabled
+            and now - self._reaped_at >= REAP_INTERVAL
+            and not is_in_process(self.keeper.store)
+        ):
+            self._reaped_at = now
             remove_dead(fence, self.name)
 
     def _count_from_now_on(self) -> None:
@@ -458,18 +471,19 @@ class _Kept:
         # Python closes abandoned generators when it collects garbage. Until that is
         # done, the worker reports one more in flight than there is. Work inside of a
         # generator can be what is in flight, so it is done as requests end, too.
-        worker, reported = self.worker, self._reported
-        if not worker.collecting or reported is None:
+        worker, latest = self.worker, self._latest
+        if not worker.collecting or latest is None:
             return
-        old = len(worker.old) + reported.left_behind
+        old = len(worker.old) + latest.left_behind
         recent = time.monotonic() - self._collected_at < HEARTBEAT
-        if old and (recent or old == self._old_when_collected):
+        seen = (worker.state.epoch, old)
+        if old and (recent or seen == self._seen_when_collected):
             return
         if not old:
             # First, as a request may adopt another state at any moment.
             worker.collecting = False
         gc.collect()
-        self._collected_at, self._old_when_collected = time.monotonic(), old
+        self._collected_at, self._seen_when_collected = time.monotonic(), seen
         self._report_if_due()
 
     def _pause(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -33,6 +34,11 @@ class ProcessIdentity(NamedTuple):
     @classmethod
     def own(cls, proc: Path = _PROC) -> ProcessIdentity:
         """Return the identity of this process."""
+        return _identity(os.getpid(), proc)
+
+    @classmethod
+    def read(cls, proc: Path) -> ProcessIdentity:
+        """Read the identity of this process from a process file system."""
         return cls(
             boot=_text(proc / "sys/kernel/random/boot_id"),
             machine=_text(Path("/etc/machine-id")),
@@ -90,6 +96,11 @@ def may_share_kernel(process: str, proc: Path = _PROC) -> bool:
     if not (other.boot and own.boot) or other.boot == own.boot:
         return True
     return bool(own.machine) and own.machine == other.machine
+
+
+@lru_cache(maxsize=8)
+def _identity(_pid: int, proc: Path) -> ProcessIdentity:
+    return ProcessIdentity.read(proc)
 
 
 def _text(path: Path) -> str:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ._checks import check_text, seconds_or_none
+from .checks import check_text, seconds_or_none
 
 Phase = Literal["off", "scheduled", "in force", "overdue", "ended"]
 """``overdue``: the announced end has passed, and the state waits for ``off``."""

@@ -16,7 +16,6 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-from ._checks import check_text, seconds
 from .changes import (
     Changes,
     EnableOptions,
@@ -25,6 +24,7 @@ from .changes import (
     new_holder,
     published,
 )
+from .checks import check_text, seconds
 from .fence import (
     SETTLING,
     DrainError,

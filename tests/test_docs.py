@@ -22,6 +22,7 @@ import typer
 from anyio.from_thread import start_blocking_portal
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.testclient import TestClient
@@ -309,6 +310,14 @@ class Order(BaseModel):
     text: str
 
 
+class OwnRoute(APIRoute):
+    """A route that answers without running dependencies."""
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer."""
+        await PlainTextResponse("own")(scope, receive, send)
+
+
 def guarded(folder: Path, *, middleware: bool, closed: bool = True) -> FastAPI:
     """Return an application with everything that the table names."""
     guard = MaintenanceGuard(MemoryStore(active=closed))
@@ -346,6 +355,11 @@ def guarded(folder: Path, *, middleware: bool, closed: bool = True) -> FastAPI:
     router.mount("/files", StaticFiles(directory=folder))
     app.include_router(router, prefix="/included")
     app.mount("/mounted", mounted)
+    open_mount = FastAPI()
+    open_mount.get("/route")(served)
+    own = OwnRoute("/own-class", served, dependencies=[Depends(guard)])
+    app.mount("/open-mount", maintenance_exempt(open_mount))
+    app.router.routes.append(own)
     app.mount("/static", StaticFiles(directory=folder))
     app.add_route("/plain", lambda _: PlainTextResponse("plain"))
     app.router.add_websocket_route("/plain-socket", socket)
@@ -416,13 +430,19 @@ def answers(app: FastAPI) -> dict[str, str]:
         ).status_code,
         "a plain Starlette route": client.get("/plain").status_code,
         "a plain Starlette WebSocket": handshake(client, "/plain-socket"),
-        "a route that declares a body, with a body that is no JSON": client.post(
+        "a route that declares a body, with a body that is not JSON": client.post(
             "/declared", content="{", headers={"Content-Type": "application/json"}
         ).status_code,
+        "a route whose class answers without running dependencies": client.get(
+            "/own-class"
+        ).status_code,
         "a route that is marked exempt": client.get("/exempt").status_code,
+        "a mounted application that is marked exempt": client.get(
+            "/open-mount/route"
+        ).status_code,
         "the documentation": client.get("/docs").status_code,
         "an unknown path": client.get("/nothing").status_code,
-        "a method that the route has not": client.delete("/own").status_code,
+        "a method that the route does not have": client.delete("/own").status_code,
         "HEAD of a GET route": client.head("/own").status_code,
         "a path without its slash": client.get("/slash").status_code,
         "a CORS preflight": client.options("/own", headers=preflight).status_code,
@@ -454,6 +474,6 @@ async def test_rows_of_the_coverage_table_are_served_while_open(tmp_path: Path) 
         "a WebSocket": "`101`",
         "a plain Starlette WebSocket": "`101`",
         "a missing file of `app.frontend()`": "`404`",
-        "a route that declares a body, with a body that is no JSON": "`422`",
+        "a route that declares a body, with a body that is not JSON": "`422`",
     }
     assert served == dict.fromkeys(served, "`200`") | otherwise

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from fastapi_maintenance import MaintenanceState
-from fastapi_maintenance._checks import (
+from fastapi_maintenance.checks import (
     check_listener,
     check_text,
     seconds,

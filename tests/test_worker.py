@@ -23,6 +23,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance import worker as worker_module
 from fastapi_maintenance.worker import Admission, ChangeNotifier, Worker, held
+from tests.stores.redis_server import shared_server
 
 OFF = MaintenanceState(epoch=1, tag="off")
 ON = MaintenanceState(epoch=7, tag="on", enabled=True)
@@ -620,11 +621,16 @@ def recorded(work: Callable[[], object]) -> list[str]:
 _installed: list[Callable[[str, tuple[object, ...]], None]] = []
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(
+    params=["memory", "file", pytest.param("redis", marks=pytest.mark.redis)]
+)
 def guard(request: pytest.FixtureRequest, tmp_path: Path) -> MaintenanceGuard:
     """Return a guard on each kind of store."""
-    store = "memory:" if request.param == "memory" else FileStore(tmp_path)
-    return MaintenanceGuard(store)
+    if request.param == "memory":
+        return MaintenanceGuard("memory:")
+    if request.param == "file":
+        return MaintenanceGuard(FileStore(tmp_path))
+    return MaintenanceGuard(shared_server().url("prefix=audited"))
 
 
 def test_request_does_nothing_that_is_audited(guard: MaintenanceGuard) -> None:

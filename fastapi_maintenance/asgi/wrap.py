@@ -78,13 +78,10 @@ class GuardedRequest:
             and self.is_running()
         )
 
-    @property
-    def scope(self) -> Scope:
-        """The request, where its endpoint is known."""
-        return self._scope
-
-    @scope.setter
-    def scope(self, scope: Scope) -> None:
+    def reached(self, scope: Scope) -> None:
+        """Note the scope in which the dependency ran, where the endpoint is known."""
+        # The first is that of the request itself. An endpoint may send others into the
+        # application, with copies of its scope.
         if not self._seen:
             self._seen = True
             self._scope = scope

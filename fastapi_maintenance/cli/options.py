@@ -12,8 +12,8 @@ from typing import Annotated, Final, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from .._checks import check_text
 from ..changes import EnableOptions, default_actor
+from ..checks import check_text
 from ..switch import DrainOptions
 from .times import parse_duration, parse_moment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Security
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -200,7 +200,7 @@ async def test_the_middleware_and_the_dependency_count_once(tmp_path: Path) -> N
     guard: MaintenanceGuard = opened()
     made = shop("both", tmp_path, guard)
 
-    @made.app.get("/count")
+    @made.app.get("/count", dependencies=[Security(guard, scopes=["twice"])])
     async def count() -> None:
         seen.append(in_flight(guard))
 

@@ -30,9 +30,8 @@ def in_child(work: Callable[[], object], *, user: int = 0) -> bool:
     try:
         with _as_user(user):
             failed = not work()
-    except BaseException:  # noqa: BLE001  # the child must end here
-        traceback.print_exc()
     finally:
+        traceback.print_exc()  # Nothing else would.
         os._exit(failed)
 
 
@@ -61,9 +60,8 @@ def living_child(
                 kept = work()
                 os.write(ready, bytes([bool(kept)]))
                 os.read(wait, 1)
-        except BaseException:  # noqa: BLE001  # the child must end here
-            traceback.print_exc()
         finally:
+            traceback.print_exc()  # Nothing else would.
             os._exit(1)
     os.close(wait)
     os.close(ready)

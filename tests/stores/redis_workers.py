@@ -76,7 +76,7 @@ def own_process() -> str:
 
 def listed(store: RedisStore, worker: str, name: str = NAME) -> WorkerReport:
     """Return a worker's report as the store lists it."""
-    (found,) = [row for row in store.roster(name).workers if row.id == worker]
+    (found,) = [each for each in store.roster(name).workers if each.id == worker]
     return found
 
 

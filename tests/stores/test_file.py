@@ -287,13 +287,26 @@ def test_publish_where_it_cannot_is_one_line(tmp_path: Path, place: str) -> None
     assert (tmp_path / "state").read_text() == "precious"
 
 
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond a few bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_publish_on_a_full_disk(store: FileStore) -> None:
     """The old state stands, nothing is left behind, and the reason is said."""
     publish(store, ON)
 
     def full() -> bool:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-        with pytest.raises(StoreError, match=r"file too large.*; repair that, or"):
+        with (
+            full_disk(),
+            pytest.raises(StoreError, match=r"file too large.*; repair that, or"),
+        ):
             publish(store, OFF)
         return True
 
@@ -672,7 +685,7 @@ def test_directory_of_a_new_release(store: FileStore) -> None:
         state = publish(store, ON)
         until(lambda: switch.worker.state == state)
         store.path.rename(store.path.with_name("before"))
-        store.path.mkdir()
+        store.path.mkdir(exist_ok=True)
         until(lambda: store.read("default") == state)
         until(lambda: len(store.roster("default").workers) == 1)
         assert drain(store, workers=1).drained
@@ -735,10 +748,12 @@ def test_mark_follows_a_new_directory(store: FileStore) -> None:
     """An uncounted worker is seen in the directory that is there now."""
     store.path.mkdir()
     store.run_dir.write_text("another program's")
+    following = store.path.with_name("following")
+    following.mkdir()
+    (following / "run").write_text("another program's")
     with joined(store) as switch:
         store.path.rename(store.path.with_name("before"))
-        store.path.mkdir()
-        store.run_dir.write_text("another program's")
+        following.rename(store.path)
         until(lambda: store.roster("default").uncounted)
         assert not switch.worker.counted
 
@@ -773,8 +788,7 @@ def test_full_disk_takes_no_service_down(store: FileStore) -> None:
     """A worker that cannot write its report serves, uncounted."""
 
     def full() -> bool:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-        with joined(FileStore(store.path)) as switch:
+        with full_disk(), joined(FileStore(store.path)) as switch:
             return not switch.worker.counted and not is_on(switch)
 
     assert in_child(full)
@@ -1128,6 +1142,16 @@ def test_file_that_is_in_use_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         module._retried(work)
     monkeypatch.setattr(os, "name", "nt")
     assert module._retried(work) == "done"
+
+
+def test_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no modes, and no directory that can be opened."""
+    path = tmp_path / "made/file"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        assert module._make_directory(path.parent, 0o700)
+        module._replace(path, b"new", 0o600, durable=True)
+    assert path.read_bytes() == b"new"
 
 
 MOUNTS = """\

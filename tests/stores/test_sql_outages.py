@@ -253,7 +253,7 @@ def test_lock_that_is_held_for_ever(opened: Open) -> None:
 
 
 @pytest.mark.sql
-def test_stopped_worker_locks_nobody_out(opened: Open) -> None:
+def test_stopped_worker_locks_no_one_out(opened: Open) -> None:
     """The server ends a transaction of a worker that does not go on."""
     server = shared_server()
     url = fresh_url(server)
