@@ -273,7 +273,8 @@ def runs_dependencies(effective: Any) -> bool:  # a route or a context
     if not isinstance(route, APIRoute):
         return True
     own = type(route).__mro__[: type(route).__mro__.index(APIRoute)]
-    return _leads_to_fastapi(effective.app) and all(
+    app = getattr(effective, "app", None)  # Some releases make it for each request.
+    return (app is None or _leads_to_fastapi(app)) and all(
         _mentions(vars(kind)[name], name)
         for kind in own
         for name in ("get_route_handler", "handle")

@@ -19,7 +19,7 @@ from .handlers import HandlerChain
 from .log import logger
 from .refusal import MaintenanceError, prober_of, refuse, seconds_to_wait
 from .state import MaintenanceState
-from .stores import StoreError
+from .stores import StoreError, is_in_process
 from .switch import Switch
 from .worker import Admission
 
@@ -78,6 +78,7 @@ class Decision:
         self._probed = False
         self._coverage: dict[tuple[int, int, int], Coverage] = {}
         self._unreachable = False
+        self._joined_late = False
         self.key: str = f"fastapi_maintenance.{next(_numbers)}"
 
     def admit_or_refuse(
@@ -198,7 +199,8 @@ class Decision:
         return known
 
     async def join(self) -> bool:
-        """Be ready to decide, and say once in the log when that fails."""
+        """Join at a first request, and say once in the log when that fails."""
+        late = not self.switch.worker.joined
         try:
             await self.switch.join()
         except StoreError as error:
@@ -207,6 +209,13 @@ class Decision:
             self._unreachable = True
             return False
         self._unreachable = False
+        if late and not self._joined_late and not is_in_process(self.switch.store):
+            self._joined_late = True
+            logger.warning(
+                "maintenance: %s: a worker joined at its first request, and no command"
+                " saw it before; use FastAPI(lifespan=guard.lifespan)",
+                self.switch.worker.title,
+            )
         return True
 
     def unknown(self) -> MaintenanceError:

@@ -1,7 +1,11 @@
 """The guard: the dependency, and a façade over the switch and the decision."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,7 +22,7 @@ from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
 from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
 from .state import MaintenanceState
-from .stores import Store, as_store, location
+from .stores import Store, StoreError, as_store, location
 from .switch import DrainOptions, Switch
 
 
@@ -165,7 +169,12 @@ class MaintenanceGuard:
         from .inventory import warn_of_uncovered  # noqa: PLC0415  # needed once, here
 
         warn_of_uncovered(app)
-        async with self._switch.attached():
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._switch.attached())
+            except StoreError as error:
+                # Servers print the whole chain above the one line that says why.
+                raise StoreError(str(error)) from None
             yield
 
     async def enable(

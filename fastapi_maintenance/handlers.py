@@ -141,7 +141,7 @@ class _Handler:
             # How a dependency says no to an anonymous client: not a failure.
             self._note(None)
             return False
-        except Exception as error:  # noqa: BLE001  # whatever it is, it exempts nobody
+        except Exception as error:  # noqa: BLE001  # it does not exempt
             self._note(error)
             return False
         if answer is not None and not isinstance(answer, bool):
@@ -161,7 +161,9 @@ class _Handler:
         self._failing = failing
         if failing:
             logger.error(
-                "exempt handler %s fails and exempts nobody", self._name, exc_info=error
+                "exempt handler %s fails and does not exempt",
+                self._name,
+                exc_info=error,
             )
         else:
             logger.info("exempt handler %s works again", self._name)

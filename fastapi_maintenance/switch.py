@@ -133,6 +133,7 @@ class Switch:
 
     Attributes:
         settling: Seconds that a new roster is given for workers of an older one.
+        outage: Seconds of an outage of the store that a drain and a start outlive.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -143,6 +144,7 @@ class Switch:
         self.worker: Worker = self._kept.worker
         self.clock: Clock = utc_now
         self.settling: float = SETTLING
+        self.outage: float = OUTAGE
 
     @property
     def state(self) -> MaintenanceState:
@@ -484,7 +486,7 @@ class Switch:
         return {self.worker.id: self.worker.own_requests()}
 
     async def _look(self, fence: Fence) -> Roster:
-        limit = time.monotonic() + OUTAGE
+        limit = time.monotonic() + self.outage
         while True:
             try:
                 return await self.roster() or Roster()
@@ -624,7 +626,7 @@ class Switch:
         return LOOK_INTERVAL if is_local(self.store) else REMOTE_LOOK_INTERVAL
 
     async def _retry(self, work: Callable[[], T]) -> T:
-        limit = time.monotonic() + OUTAGE
+        limit = time.monotonic() + self.outage
         while True:
             try:
                 return await _in_thread(work)

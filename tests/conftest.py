@@ -34,7 +34,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-PROGRAMS = ("browser", "chaos", "redis", "servers")
+PROGRAMS = ("browser", "chaos", "redis", "servers", "sql")
 """Kinds of tests that start programs, and share a machine with whatever runs there."""
 
 

@@ -83,6 +83,13 @@ class TwoMethods:
             self.server.state = state
         return state
 
+    def await_keeper(self) -> None:
+        """Wait until the keeper of a worker that has joined has looked once.
+
+        From then on it sleeps, unless it is woken or older work is in flight.
+        """
+        until(lambda: self.calls.count("read") > 1, "the keeper looks")
+
     def _call(self, method: str) -> None:
         self.calls.append(method)
         if method in self.errors:

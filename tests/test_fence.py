@@ -1,5 +1,6 @@
 """When the reports of workers mean *drained*."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,11 +24,17 @@ from fastapi_maintenance.fence import (
     joined,
     judge_number,
     shown_age,
+    worker_status,
 )
 
 EPOCH = 100
 STATE = MaintenanceState(epoch=EPOCH, tag="t", enabled=True)
 CLOCK = 1000.0
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+OFF = STATE.replace(enabled=False)
+PLANNED = STATE.replace(starts_at=NOW + HOUR)
+CLOSING = STATE.replace(until=NOW + HOUR, auto_off=True)
 
 
 def worker(
@@ -446,6 +453,18 @@ class TestGenerations:
         verdict = judge.judge(found, CLOCK + 1)
         assert (verdict.outcome, verdict.final) == ("lost", True)
 
+    def test_no_roster_is_no_answer(self) -> None:
+        """In the middle of a deletion, those that were seen are still waited for."""
+        judge = fence()
+        judge.judge(roster(worker(), worker("b", old=1)), CLOCK)
+        verdict = judge.judge(Roster(complete=False), CLOCK + 1)
+        assert (verdict.outcome, verdict.final) == ("lost", False)
+        back = roster(worker(), generation="h", complete=False)
+        assert judge.judge(back, CLOCK + 2).outcome == "lost"
+        number = fence(workers=1)
+        number.judge(roster(worker(), worker("b", old=1)), CLOCK)
+        assert number.judge(Roster(complete=False), CLOCK + 1).outcome == "lost"
+
     def test_roster_that_a_person_completes_is_complete(self) -> None:
         """Another operator's number, given in the middle, counts for this drain."""
         judge = fence()
@@ -529,6 +548,30 @@ class TestMembership:
         assert not lost.confirmed("g", complete=True, now=3.0).complete
         whole = lost.confirmed(lost.generation, complete=True, now=3.0)
         assert (whole.complete, whole.generation) == (True, lost.generation)
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "status"),
+    [
+        (worker(), OFF, "serving"),
+        (behind(), OFF, "not acknowledged"),
+        (worker(), PLANNED, "serving"),
+        (worker(), CLOSING, "refusing"),
+        (behind(), CLOSING, "not acknowledged"),
+        (worker(current=1), STATE, "drained"),
+        (worker(old=2), STATE, "draining (2 left)"),
+        (behind(current=2), STATE, "draining (2 left)"),
+        (behind(), STATE, "not acknowledged"),
+        (worker(uncounted=1), STATE, "cannot be counted"),
+        (worker(liveness="silent", age=12), STATE, "drained, no answer for 12 s"),
+        (behind(liveness="silent", age=12), STATE, "no answer for 12 s"),
+    ],
+)
+def test_status_says_what_a_worker_does(
+    found: WorkerReport, state: MaintenanceState, status: str
+) -> None:
+    """A few words for people, in which silence is never left out."""
+    assert worker_status(found, state, NOW) == status
 
 
 def test_many_names_are_cut_short() -> None:

@@ -184,7 +184,7 @@ async def test_threads_are_bounded_per_handler(
     ("handlers", "some"), [(None, False), ((), False), ([yes], True), (yes, True)]
 )
 def test_chain_is_true_when_it_has_handlers(handlers: Any, some: bool) -> None:
-    """A guard without handlers asks nobody."""
+    """A guard without handlers asks nothing."""
     assert bool(HandlerChain(handlers, 1)) is some
 
 

@@ -38,6 +38,7 @@ def joined(store: TwoMethods) -> Switch:
     """Return a switch whose worker has joined and reported."""
     switch = Switch(store, "default")
     switch.join_now()
+    store.await_keeper()
     look(switch)
     return switch
 
@@ -141,6 +142,33 @@ class TestJoining:
         store.errors.clear()
         switch.join_now()
         assert switch.worker.joined
+
+    def test_callers_of_one_attempt_join_together(self) -> None:
+        """Requests that come while a worker joins wait for it, and join no more."""
+        store = OwnStore()
+        begun, go = threading.Event(), threading.Event()
+        switch = Switch(store, "default")
+        waiting = Waiting()
+        switch._kept._joining = waiting  # type: ignore[assignment]  # to see who waits
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            begun.set()
+            go.wait(30)
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # a slow one
+        threads = [threading.Thread(target=switch.join_now) for _ in range(2)]
+        threads[0].start()
+        assert begun.wait(30)
+        threads[1].start()
+        until(lambda: waiting.asked == 2)
+        go.set()
+        for thread in threads:
+            thread.join(30)
+        assert switch.worker.joined
+        until(lambda: report_of(store, switch.worker).tag == switch.worker.state.tag)
+        assert len(store.server.reports) == 1
 
     def test_callers_of_one_attempt_get_one_answer(self) -> None:
         """Many requests that wait for a store that is down do not ask it in turn."""
@@ -343,6 +371,15 @@ class TestLoss:
         look(joined(store))
         assert store.server.state is None
 
+    def test_store_without_a_roster_is_written_back_too(self) -> None:
+        """A store of two methods keeps its state, and there is nothing to testify."""
+        store = TwoMethods()
+        store.server.state = ON
+        switch = joined(store)
+        store.server.state = None
+        look(switch)
+        assert store.server.state == ON
+
     def test_another_worker_may_be_faster(self) -> None:
         """What was published in between stands."""
         store = OwnStore()
@@ -445,11 +482,12 @@ class TestLoss:
     def test_dead_workers_are_taken_off_the_list_under_maintenance(self) -> None:
         """Without that, each killed worker would make the next drain *lost*."""
         server = Server()
-        gone, store = joined(OwnStore(server)), OwnStore(server)
+        store = OwnStore(server)
         switch = joined(store)
-        server.dead.add(gone.worker.id)
+        store.report("default", WorkerReport(id="gone", host="h", pid=1))
+        server.dead.add("gone")
         look(switch, heartbeat=True)
-        assert gone.worker.id in server.reports
+        assert "gone" in server.reports
         server.state = ON
         look(switch)
         look(switch, heartbeat=True)

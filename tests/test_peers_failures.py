@@ -193,15 +193,15 @@ async def test_host_header_opens_nothing(make: Make, host: str) -> None:
 
 
 async def says_no(_: Request) -> bool:
-    """Exempt nobody."""
+    """Do not exempt."""
     return False
 
 
 class SaysNo:
-    """An object that exempts nobody, asynchronously."""
+    """An object that does not exempt, asynchronously."""
 
     async def __call__(self, request: Request) -> bool:
-        """Exempt nobody."""
+        """Do not exempt."""
         return await says_no(request)
 
 
@@ -232,7 +232,7 @@ def test_coroutine_is_not_a_yes(make: Make, handler: Callable[..., object]) -> N
 @both_ways
 @pytest.mark.parametrize("answer", ["false", [False], 1, object(), NotImplemented])
 def test_only_true_is_a_yes(make: Make, answer: object) -> None:
-    """What merely counts as true in Python exempts nobody."""
+    """What merely counts as true in Python does not exempt."""
     app = make(closed(exempt_handler=lambda _: answer))
     app.get("/target")(reached)
     assert TestClient(app).get("/target").status_code == 503
@@ -240,7 +240,7 @@ def test_only_true_is_a_yes(make: Make, answer: object) -> None:
 
 @both_ways
 def test_failing_handler_closes(make: Make) -> None:
-    """A handler that raises exempts nobody, and is no 500.
+    """A handler that raises does not exempt, and is no 500.
 
     Some let the error through, or the client.
     """
@@ -270,7 +270,7 @@ def test_retry_after_is_a_number_of_seconds(make: Make) -> None:
 
 
 @both_ways
-def test_window_of_tomorrow_blocks_nobody_today(make: Make) -> None:
+def test_window_of_tomorrow_blocks_nothing_today(make: Make) -> None:
     """A planned window begins when it begins, and ends by itself if it was told to.
 
     Some block from the moment at which it is set.

@@ -214,6 +214,7 @@ class TestContext:
             assert worker.own_requests() == 1
             outer.release()
             assert (worker.own_requests(), stranger.own_requests()) == (0, 1)
+            assert not outer.is_own()
         assert stranger.own_requests() == 0
 
     def test_thread_is_not_the_work_that_started_it(self) -> None:

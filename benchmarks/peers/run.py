@@ -28,7 +28,7 @@ PEERS = {
     BARE: [],
     "ours: dependency": [str(ROOT)],
     "ours: middleware": [str(ROOT)],
-    "waygate": ["waygate"],
+    "waygate": ["waygate[all]"],
     "fastapi-maintenance: env": ["fastapi-maintenance==0.0.5"],
     "fastapi-maintenance: file": ["fastapi-maintenance==0.0.5"],
 }
@@ -44,7 +44,8 @@ def python_of(folder: Path, requirements: list[str]) -> str:
         uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
         subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(place)], check=True)
         install = [uv, "pip", "install", "-q", "--python", python]
-        subprocess.run([*install, *requirements, "uvicorn[standard]"], check=True)
+        everything = [*requirements, "fastapi", "uvicorn[standard]"]
+        subprocess.run([*install, *everything], check=True)
     return python
 
 

@@ -1,5 +1,7 @@
 """starlette-admin stays open while the rest of the application is closed."""
 
+import os
+
 from fastapi import Depends, FastAPI
 from sqlalchemy import create_engine
 from starlette_admin.contrib.sqla import Admin
@@ -14,7 +16,8 @@ guard = MaintenanceGuard()
 app = FastAPI(dependencies=[Depends(guard)])
 app.add_middleware(MaintenanceModeMiddleware, guard=guard)
 
-admin = Admin(create_engine("sqlite:///shop.sqlite"))
+engine = create_engine("sqlite:///shop.sqlite")
+admin = Admin(engine, secret_key=os.environ["ADMIN_SECRET"])
 admin.mount_to(app)
 maintenance_exempt(admin.app)
 

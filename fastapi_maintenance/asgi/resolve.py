@@ -82,7 +82,7 @@ def resolve(app: object, scope: Scope) -> ResolvedRoute | None:
     """Find what a request will reach, without running it.
 
     What a middleware on the way would do to the path is not seen. Behind one of a
-    mounted application or router that could make a route of what is none, everything
+    mounted application or router that could lead to a route after all, everything
     that has no route is a closed box.
 
     Args:

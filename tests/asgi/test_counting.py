@@ -143,7 +143,7 @@ async def test_a_drain_waits_for_what_the_middleware_admitted(
 async def test_a_drain_does_not_wait_for_what_is_exempt(
     path: str, way: str, inside: tuple[type, ...]
 ) -> None:
-    """Exempt work, long as it may be, is in nobody's way and in no report."""
+    """Exempt work, long as it may be, holds up no drain and is in no report."""
     app, guard, holds = application(way, *inside, marked=True)
     async with running(app, path, holds):
         assert in_flight(guard) == 0

@@ -48,7 +48,7 @@ async def reads(connection: HTTPConnection) -> bool:
 
 
 def frees(_connection: HTTPConnection) -> bool:
-    """Exempt nobody, from a thread."""
+    """Do not exempt, from a thread."""
     return False
 
 
@@ -193,7 +193,7 @@ async def test_a_handler_finds_the_same_in_the_middleware_as_in_a_route(
 
 
 @pytest.mark.parametrize("path", ["/posted", "/box/x"])
-async def test_wanting_the_body_exempts_nobody(tmp_path: Path, path: str) -> None:
+async def test_wanting_the_body_does_not_exempt(tmp_path: Path, path: str) -> None:
     """A handler that wants the body in the middleware is not believed."""
 
     async def swallows(request: Request) -> bool:
@@ -213,7 +213,7 @@ async def test_another_handler_may_still_exempt(tmp_path: Path) -> None:
 
 
 async def test_a_handler_cannot_answer_a_websocket(tmp_path: Path) -> None:
-    """A handler that would close or accept a WebSocket exempts nobody."""
+    """A handler that would close or accept a WebSocket does not exempt."""
 
     async def closes(websocket: WebSocket) -> bool:
         with contextlib.suppress(RuntimeError):

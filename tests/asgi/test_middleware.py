@@ -181,7 +181,7 @@ class Broken:
         self.reads += 1
         raise StoreError(f"{name} is out of reach")
 
-    def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # nobody does
+    def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # never called
 
 
 async def test_a_start_without_its_store_fails_as_servers_expect() -> None:
@@ -229,7 +229,7 @@ class Small:
         """Return the state."""
         return self.state
 
-    def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # nobody does
+    def publish(self, name: str, change: object) -> MaintenanceState: ...  # type: ignore[empty-body]  # never called
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -323,7 +323,7 @@ class Translates:
 async def test_what_a_mounted_application_makes_of_a_path_opens_nothing(
     way: str, form: str
 ) -> None:
-    """Where its middleware could make a route of what is none, all is closed."""
+    """Where its middleware could give a path a route, everything is closed."""
     app, sub, ran = FastAPI(), FastAPI(), Ran()
     sub.add_api_route("/target", ran.target, methods=["DELETE"])
     sub.add_api_route("/open", maintenance_exempt(_open))
@@ -468,7 +468,7 @@ async def test_a_router_that_chooses_by_itself_is_a_closed_box() -> None:
     app.include_router(picky, prefix="/picky")
     assert (await call(app, "/odd/open")).status == 503
     assert (await call(app, "/odd/nothing")).status == 503
-    # Nobody calls an included router's ``app``, nor before 0.137 its ``handle``.
+    # Nothing calls an included router's ``app``, nor before 0.137 its ``handle``.
     assert (await call(app, "/included/open")).status == 200
     closed_box = 503 if RELEASE >= (0, 137) else 200
     assert (await call(app, "/picky/open")).status == closed_box

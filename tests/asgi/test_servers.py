@@ -144,7 +144,7 @@ def test_what_is_closed_is_closed_and_all_else_is_not(
 
 @pytest.mark.parametrize("path", ["/posted", "/sub/posted"])
 def test_a_malformed_body_is_refused_and_not_parsed(port: int, path: str) -> None:
-    """A body that nobody could parse gets a 503, not a 422."""
+    """A body that cannot be parsed gets a 503, not a 422."""
     assert get(port, path, "POST", b'{"a": ') == 503
 
 

@@ -22,7 +22,7 @@ from typing import Self
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.fence import DrainReport, Outcome, Roster, Verdict
 from fastapi_maintenance.state import MaintenanceState
-from fastapi_maintenance.stores import open_store
+from fastapi_maintenance.stores import Store, open_store
 from fastapi_maintenance.switch import DrainOptions, Switch
 
 HERE = Path(__file__).parent
@@ -101,6 +101,7 @@ class Service:
         instances: The servers.
         windows: From *drained* to before the reopening, in nanoseconds.
         deaths: When a process was killed.
+        stores: Those of the operators.
     """
 
     folder: Path
@@ -108,6 +109,7 @@ class Service:
     instances: list[Instance] = field(default_factory=list)
     windows: list[tuple[int, float]] = field(default_factory=list)
     deaths: dict[int, float] = field(default_factory=dict)
+    stores: list[Store] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         (self.folder / "spans").mkdir(parents=True)
@@ -120,6 +122,10 @@ class Service:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(instance.process.pid, number)
             instance.process.wait()
+        for store in self.stores:
+            close = getattr(store, "close", None)
+            if close is not None:
+                close()
 
     def start(
         self,
@@ -261,6 +267,7 @@ class Operator:
     def __init__(self, service: Service, url: str | None = None) -> None:
         self.service = service
         self.switch = Switch(open_store(url or service.url), "default")
+        service.stores.append(self.switch.store)
         self.looks: list[tuple[Roster, Outcome]] = []
 
     def on(self, message: str = "chaos") -> MaintenanceState:

@@ -59,6 +59,14 @@ async def emptied(guard: MaintenanceGuard) -> bool:
     return not in_flight(guard)
 
 
+def eventually(condition: Callable[[], object]) -> bool:
+    """Wait at most ten seconds until another thread makes a condition true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return bool(condition())
+
+
 def built(folder: Path) -> Path:
     """Write what a frontend build leaves behind."""
     (folder / "index.html").write_text("<h1>shop</h1>")

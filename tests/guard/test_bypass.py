@@ -1,4 +1,4 @@
-"""Operators get in during maintenance with a token, and nobody finds it anywhere."""
+"""Operators get in during maintenance with a token, which is written nowhere."""
 
 import hashlib
 import hmac
@@ -95,7 +95,7 @@ def test_token_is_not_taken_from_the_address() -> None:
             assert client.post(f"/shop?{name}={TOKEN}").status_code == 503
 
 
-def test_no_token_lets_nobody_in() -> None:
+def test_no_token_lets_no_client_in() -> None:
     """Without a token of this activation an empty or old one means nothing."""
     guard = MaintenanceGuard("memory:")
     client = TestClient(build(guard))

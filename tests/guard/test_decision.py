@@ -62,9 +62,7 @@ KEY = (b"x-key", SECRET.encode())
         ("http://evil.example/health", 404),
     ],
 )
-async def test_paths_are_compared_by_nobody_but_the_router(
-    path: str, status: int
-) -> None:
+async def test_paths_are_compared_by_the_router_alone(path: str, status: int) -> None:
     """Only the endpoint that was matched is exempt, not what its path looks like."""
     assert (await call(built(), path)).status == status
 

@@ -233,7 +233,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize("handler", FAILING)
-def test_failing_handlers_exempt_nobody(
+def test_failing_handlers_do_not_exempt(
     handler: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A handler that fails refuses, is logged once, and tells the client nothing."""
@@ -302,7 +302,7 @@ async def test_cancelled_handler_does_not_exempt(
     assert (await call(client.app, "/target")).status == 503
     assert ran == []
     assert await emptied(guard)
-    assert "fails and exempts nobody" in caplog.text
+    assert "fails and does not exempt" in caplog.text
 
 
 async def test_cancelling_a_request_cancels_its_handler() -> None:
@@ -329,7 +329,7 @@ async def test_cancelling_a_request_cancels_its_handler() -> None:
     assert await emptied(guard)
 
 
-async def test_failure_of_a_cancelled_handler_disturbs_nobody() -> None:
+async def test_failure_of_a_cancelled_handler_disturbs_nothing() -> None:
     """A handler that fails while it is cancelled leaves no loose exception."""
     begun = asyncio.Event()
     loose: list[dict[str, Any]] = []
@@ -373,14 +373,14 @@ async def failing_late(_: HTTPConnection) -> bool:
 
 @pytest.mark.parametrize("handler", [hanging, stubborn, failing_late])
 def test_async_handler_that_hangs_is_left(handler: Any) -> None:
-    """An async handler that does not answer in time exempts nobody."""
+    """An async handler that does not answer in time does not exempt."""
     client, guard, ran = guarded(handler, handler_timeout=0.05)
     assert client.get("/target").status_code == 503
     assert (ran, in_flight(guard)) == ([], 0)
 
 
 def test_sync_handler_that_hangs_is_left() -> None:
-    """A sync handler that does not answer in time exempts nobody."""
+    """A sync handler that does not answer in time does not exempt."""
     released = threading.Event()
 
     def handler(_: HTTPConnection) -> bool:
@@ -514,7 +514,7 @@ def test_body_that_a_handler_read_is_there_for_the_endpoint() -> None:
     assert TestClient(app).post("/target", content="let me in").json() == "let me in"
 
 
-def test_decision_is_taken_again_when_the_state_moved_meanwhile() -> None:
+def test_decision_is_taken_again_when_the_state_moved_in_between() -> None:
     """A handler that is overtaken by a new state is asked again under that state."""
     answers: list[str] = []
 
@@ -529,7 +529,7 @@ def test_decision_is_taken_again_when_the_state_moved_meanwhile() -> None:
     assert (answers, ran) == (["asked", "asked"], ["endpoint"])
 
 
-def test_request_is_served_when_maintenance_ended_meanwhile() -> None:
+def test_request_is_served_when_maintenance_ended_in_between() -> None:
     """A handler's no is not used when maintenance ended while it was asked."""
 
     async def handler(_: HTTPConnection) -> bool:
@@ -642,7 +642,7 @@ def test_yield_dependencies_of_the_endpoint_outlive_the_handler() -> None:
 
 @pytest.mark.parametrize("hangs", ["async", "sync"])
 def test_dependency_of_a_handler_that_hangs_is_left(hangs: str) -> None:
-    """A handler whose dependency hangs exempts nobody, and holds nothing back."""
+    """A handler whose dependency hangs does not exempt, and holds nothing back."""
     released, ran = threading.Event(), Ran()
 
     async def hanging_async() -> None:

@@ -6,16 +6,19 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 
 from fastapi_maintenance._fastapi import (
+    MATCHED_BY_PATTERN,
     OUTER_STACK,
     LazyDependency,
     direct_dependencies,
     documentation_paths,
     effective_route,
     effective_template,
+    path_for_patterns,
     serves,
     stacks_kept,
 )
@@ -257,3 +260,12 @@ def test_lazy_dependency_is_solved_with_the_request_s_own_stacks_kept() -> None:
     answer, gone, kept, stacks = TestClient(app).get("/target?name=ada").json()
     assert (answer, gone, kept) == ("session ada", ["session"], True)
     assert stacks == (3 if RELEASE >= (0, 121) else 2)
+
+
+def test_path_that_patterns_are_compared_with() -> None:
+    """The routes of a mount see the path below it; a stale context hides that."""
+    scope = {"path": "/sub/items", "root_path": "/sub"}
+    assert path_for_patterns(scope) == "/items"
+    scope["fastapi"] = {"effective_route_context": object()}  # type: ignore[assignment]  # of any kind
+    assert path_for_patterns(scope) is None
+    assert APIRoute.matches in MATCHED_BY_PATTERN

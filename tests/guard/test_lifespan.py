@@ -17,7 +17,15 @@ from fastapi_maintenance import (
     StoreError,
 )
 from fastapi_maintenance.stores import Change, location
-from tests.guard.support import Ran, both, closed, in_flight, opened, publish
+from tests.guard.support import (
+    Ran,
+    both,
+    closed,
+    eventually,
+    in_flight,
+    opened,
+    publish,
+)
 
 
 class Small:
@@ -180,7 +188,7 @@ def test_unreachable_store_refuses_until_it_is_known(
 
 
 def test_change_is_told_once_per_change(caplog: pytest.LogCaptureFixture) -> None:
-    """on_change is called with each new state once, whoever notices it."""
+    """on_change is called with each new state once, however it is noticed."""
     caplog.set_level(logging.INFO, "fastapi_maintenance")
     told: list[tuple[bool, str | None]] = []
     guard = opened(on_change=lambda state: told.append((state.enabled, state.message)))
@@ -197,7 +205,7 @@ def test_change_is_told_once_per_change(caplog: pytest.LogCaptureFixture) -> Non
         publish(guard, enabled=True, message="two")
         publish(guard)
         client.get("/target")
-    assert told == [(True, "one"), (True, "two"), (False, None)]
+    assert eventually(lambda: told == [(True, "one"), (True, "two"), (False, None)])
     logged = [r.getMessage() for r in caplog.records if "maintenance is" in r.msg]
     assert len(logged) == 3
 
@@ -207,10 +215,10 @@ def test_worker_that_joins_under_maintenance_is_told() -> None:
     told: list[bool] = []
     guard = closed(on_change=lambda state: told.append(state.enabled))
     with TestClient(FastAPI(lifespan=guard.lifespan)):
-        assert told == [True]
+        assert eventually(lambda: told == [True])
 
 
-def test_worker_that_comes_back_is_told_what_changed_meanwhile() -> None:
+def test_worker_that_comes_back_is_told_what_changed_in_between() -> None:
     """A worker that left and joined again hears of what it missed, and no more."""
     told: list[bool] = []
     guard = closed(on_change=lambda state: told.append(state.enabled))
@@ -218,13 +226,13 @@ def test_worker_that_comes_back_is_told_what_changed_meanwhile() -> None:
     with TestClient(app):
         pass
     with TestClient(app):
-        assert told == [True]
+        assert eventually(lambda: told == [True])
     publish(guard)
     with TestClient(app):
-        assert told == [True, False]
+        assert eventually(lambda: told == [True, False])
 
 
-def test_failing_on_change_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_on_change_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A callback that fails is logged; requests and other callbacks go on."""
 
     def broken(_: MaintenanceState) -> None:
@@ -236,7 +244,7 @@ def test_failing_on_change_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> 
     app = FastAPI(dependencies=[Depends(guard)])
     both(app, Ran())
     assert TestClient(app).get("/target").status_code == 503
-    assert told == [True]
+    assert eventually(lambda: told == [True])
     assert [r.exc_info is not None for r in caplog.records if r.levelname == "ERROR"]
 
 
@@ -259,3 +267,29 @@ def test_environment_names_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     assert repr(MaintenanceGuard(name="pay")) == (
         "<MaintenanceGuard 'pay' of memory of this process>"
     )
+
+
+def test_joining_late_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that joins at its first request says so: no command saw it before."""
+    guard, ran = MaintenanceGuard(FileStore(tmp_path / "state")), Ran()
+    app = FastAPI(dependencies=[Depends(guard)])
+    both(app, ran)
+    client = TestClient(app)
+    assert [client.get("/target").status_code for _ in range(2)] == [200, 200]
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [text.partition("; ")[2] for text in said] == [
+        "use FastAPI(lifespan=guard.lifespan)"
+    ]
+
+
+def test_unreachable_store_is_one_line_at_the_start() -> None:
+    """A start that fails names the reason without the chain of its causes."""
+    guard = MaintenanceGuard("redis://127.0.0.1:1/0?prefix=shop")
+    guard._switch.outage = 0.0
+    app = FastAPI(lifespan=guard.lifespan)
+    with pytest.raises(StoreError, match="cannot reach redis:") as raised:
+        TestClient(app).__enter__()
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__

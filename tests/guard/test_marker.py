@@ -438,7 +438,7 @@ def test_exempt_request_needs_no_store() -> None:
 
 
 def admin() -> FastAPI:
-    """Return an application of somebody else's, with all that it may have."""
+    """Return an application of another author, with all that it may have."""
     made = FastAPI()
     both(made, Ran())
     made.add_route("/plain", _plain)

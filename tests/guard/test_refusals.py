@@ -233,7 +233,7 @@ def test_forms_do_not_get_a_request_through(
 
 
 class Unread:
-    """A body that nobody may ask for."""
+    """A body that must not be asked for."""
 
     def __iter__(self) -> Iterator[Message]:
         return self
