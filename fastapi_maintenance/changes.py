@@ -9,12 +9,26 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+)
 
 from .checks import whole_seconds
-from .state import OPERATOR, VERSION, Line, MaintenanceState, Moment, next_epoch
+from .state import (
+    OPERATOR,
+    VERSION,
+    Line,
+    MaintenanceState,
+    Moment,
+    first_problem,
+    next_epoch,
+)
 from .stores import Change, StoreError
 
 TOKEN_LENGTH: Final = 16
@@ -33,6 +47,12 @@ def _ahead(length: datetime | timedelta) -> datetime | timedelta:
     if isinstance(length, timedelta) and length <= timedelta(0):
         raise ValueError("the duration must be longer than 0 seconds")
     return length
+
+
+def _in_whole_seconds(value: object) -> int:
+    if isinstance(value, int | float | timedelta):
+        return whole_seconds(value, "it")
+    raise ValueError(f"it must be seconds or a timedelta, not {value!r}")
 
 
 def _valid_token(token: str) -> str:
@@ -56,12 +76,22 @@ class EnableOptions(BaseModel):
     at: Moment | None = None
     until: Annotated[Moment | timedelta, AfterValidator(_ahead)] | None = None
     auto_off: bool = False
-    retry_after: (
-        Annotated[int, BeforeValidator(lambda value: whole_seconds(value, "it"))] | None
-    ) = None
+    retry_after: Annotated[int, BeforeValidator(_in_whole_seconds)] | None = None
     read_only: bool = False
     bypass_token: Annotated[str, AfterValidator(_valid_token)] | None = None
     actor: Line | None = None
+
+    @classmethod
+    def asked(cls, **values: object) -> Self:
+        """Return the options that code asks for.
+
+        Raises:
+            ValueError: If a value cannot work; in one line with its name.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
 
     def state(
         self, since: datetime, now: datetime, holders: tuple[str, ...] = ()

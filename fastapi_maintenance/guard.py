@@ -216,12 +216,12 @@ class MaintenanceGuard:
             ValueError: If a time is naive or has passed, or a text is not one line.
             StoreError: If the store cannot be set; nothing has changed then.
         """
-        options = EnableOptions(
+        options = EnableOptions.asked(
             message=message,
             at=at,
             until=until,
             auto_off=auto_off,
-            retry_after=retry_after,  # type: ignore[arg-type]  # validated to seconds
+            retry_after=retry_after,
             read_only=read_only,
             bypass_token=bypass_token,
             actor=actor,

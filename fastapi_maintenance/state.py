@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, NoReturn, Self
 
@@ -201,7 +202,7 @@ class MaintenanceState(BaseModel):
         except StateFormatError:
             raise
         except ValidationError as error:
-            raise StateFormatError(_first_problem(error)) from None
+            raise StateFormatError(first_problem(error)) from None
         except (ValueError, RecursionError) as error:
             raise StateFormatError(str(error) or type(error).__name__) from error
         state._document = text  # noqa: SLF001  # its own class
@@ -252,7 +253,27 @@ def _no_constant(name: str) -> NoReturn:
     raise StateFormatError(f"{name} is not JSON")
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(
+    error: ValidationError, shown: Callable[[str], str] = lambda field: field
+) -> str:
+    """Return the first problem that Pydantic found, in one line.
+
+    Args:
+        error: What Pydantic raised.
+        shown: How a field is called for the reader.
+    """
     problem = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else problem["msg"]
+    text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text
+    field = shown(str(problem["loc"][0]))
+    for subject in ("the text ", "the number ", "it "):
+        if text.startswith(subject):
+            return f"{field} {text.removeprefix(subject)}"
+    if text.startswith("Input should "):
+        value = repr(problem["input"])[:80]
+        remedy = (
+            "; use datetime.now(UTC)" if problem["type"] == "timezone_aware" else ""
+        )
+        return f"{field} {text.removeprefix('Input ')}, not {value}{remedy}"
+    return f"{field}: {text}"

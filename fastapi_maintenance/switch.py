@@ -584,7 +584,7 @@ class Switch:
             StoreError: If the store cannot be read or set.
         """
         actor = default_actor()
-        enable = EnableOptions(message=message, until=until, actor=actor)
+        enable = EnableOptions.asked(message=message, until=until, actor=actor)
         holder = new_holder(actor)
         publication = await self.publish_to_drain(options, enable, holder=holder)
         stays = True

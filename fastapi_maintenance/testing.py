@@ -82,12 +82,12 @@ def force(
         200
     """
     known = guard._switch  # noqa: SLF001  # what is forced
-    options = EnableOptions(
+    options = EnableOptions.asked(
         message=message,
         at=at,
         until=until,
         auto_off=auto_off,
-        retry_after=retry_after,  # type: ignore[arg-type]  # validated to seconds
+        retry_after=retry_after,
         read_only=read_only,
         bypass_token=bypass_token,
     )
