@@ -199,6 +199,34 @@ def joined(
     return membership.model_copy(update={"members": membership.members | {report.id}})
 
 
+def roster_of(
+    membership: Membership | None,
+    workers: Iterable[WorkerReport],
+    now: float,
+    *,
+    uncounted: bool = False,
+) -> Roster:
+    """Return what a coordinator sees.
+
+    Args:
+        membership: Who has joined. None where that is not stored: what reports there
+            are, a loss has left.
+        workers: Their reports.
+        now: The time by the store's clock.
+        uncounted: Whether workers exist that could not join.
+    """
+    if membership is None:
+        return Roster(complete=False, uncounted=uncounted)
+    return Roster(
+        generation=membership.generation,
+        complete=membership.complete,
+        age=max(0.0, now - membership.made),
+        members=membership.members,
+        workers=tuple(workers),
+        uncounted=uncounted,
+    )
+
+
 def new_generation() -> str:
     """Return a mark that no other roster has."""
     return secrets.token_hex(8)

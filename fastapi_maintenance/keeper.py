@@ -14,7 +14,7 @@ import weakref
 from typing import Final
 
 from .changes import published
-from .fence import HEARTBEAT, Receipt, WorkerReport
+from .fence import HEARTBEAT, Receipt, WorkerReport, new_generation
 from .log import logger
 from .state import MaintenanceState
 from .stores import (
@@ -291,7 +291,8 @@ class _Kept:
         def off(before: MaintenanceState | None) -> MaintenanceState:
             if before is not None:
                 raise _MovedOnError
-            return MaintenanceState(epoch=1)
+            # With a tag, so that it is not taken for what a person has written.
+            return MaintenanceState(epoch=1, tag=new_generation())
 
         try:
             return self.keeper.store.publish(self.name, off)
@@ -319,10 +320,11 @@ class _Kept:
                 self._write_back(None)
         elif stored.epoch > known.epoch:
             worker.adopt(stored)
-        elif (stored.epoch, stored.tag) == (known.epoch, known.tag) or not stored.epoch:
+        elif not stored.tag or (stored.epoch, stored.tag) == (known.epoch, known.tag):
+            # What was published has a tag, so that a person has written this.
             if stored not in (known, worker.edited):
                 self._publish_edit(stored)
-        elif worker.knows(stored.tag) and stored.tag:
+        elif worker.knows(stored.tag):
             # The store was put back to what it was before.
             self._write_back(stored)
         else:

@@ -384,7 +384,7 @@ class Worker:
         if found.epoch > self.state.epoch:
             self.adopt(found)
             self.recheck(admission)
-        elif (found.epoch, found.tag) in {(0, ""), (self.state.epoch, self.state.tag)}:
+        elif not found.tag or found.tag == self.state.tag:
             admission.state = found
 
     def _left_behind(self) -> list[Admission]:

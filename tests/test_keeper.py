@@ -507,7 +507,7 @@ class TestHistories:
             (ON, ON.replace(tag="other"), "other"),
             (OFF.replace(epoch=7), OFF.replace(epoch=7, tag="other"), "other"),
             (ON, ON.replace(epoch=3, tag="other"), "other"),
-            (ON, MaintenanceState(epoch=1), "on"),
+            (ON, MaintenanceState(epoch=1, tag="cold"), "on"),
         ],
     )
     def test_enabled_state_wins_above_both(
@@ -668,7 +668,10 @@ class TestYoungServer:
         store = OwnStore()
         store.young = True
         Switch(store, "default").join_now()
-        assert store.server.state == MaintenanceState(epoch=1)
+        stored = store.server.state
+        assert stored is not None
+        assert stored == MaintenanceState(epoch=1, tag=stored.tag)
+        assert stored.tag  # Without one it would pass for written by hand.
 
     def test_others_may_be_later_than_that(self) -> None:
         """What is stored in the last moment is not overwritten."""

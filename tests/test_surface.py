@@ -151,7 +151,7 @@ def test_exports_are_the_documented_names() -> None:
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"Change"}))
 def test_every_export_is_documented(name: str) -> None:
-    """Every public name says what it is for; a type alias has its line in the source."""
+    """Every public name says what it is for."""
     exported = getattr(fastapi_maintenance, name)
     documented = exported if callable(exported) else type(exported)
     assert inspect.getdoc(documented)
@@ -223,7 +223,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_loads_no_optional_package() -> None:
-    """The package needs FastAPI, filelock and what those bring, and warns of nothing."""
+    """The package needs FastAPI and filelock alone, and warns of nothing."""
     done = python(
         "import fastapi; before = set(sys.modules);"
         " from fastapi_maintenance import *; print(*sys.modules.keys() - before)"

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol, TypeGuard, runtime_checkable
+from typing import Final, Protocol, TypeGuard, TypeVar, runtime_checkable
 from urllib.parse import parse_qs, unquote
 
-from ..fence import Receipt, Roster, WorkerReport
-from ..state import MaintenanceState
+from pydantic import BaseModel, ValidationError
+
+from .. import processes
+from ..fence import SILENT_AFTER, Receipt, Roster, WorkerReport
+from ..state import MaintenanceState, StateFormatError
 
 Change = Callable[[MaintenanceState | None], MaintenanceState]
 """From the stored state, or None where nothing is stored, to the next one.
@@ -28,6 +33,9 @@ POLL_INTERVAL: Final = 1.0
 """Seconds between two reads of a store that names no interval of its own."""
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
+
+Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -182,6 +190,78 @@ def check_growth(before: MaintenanceState | None, after: MaintenanceState) -> No
             f"epoch {after.epoch} is not larger than the stored one, {before.epoch};"
             " read the state and publish again"
         )
+
+
+def next_state(stored: str | bytes | None, change: Change) -> MaintenanceState:
+    """Return what a change makes of a stored text; None where nothing is stored.
+
+    Raises:
+        StoreError: If the epoch does not grow.
+    """
+    try:
+        before = None if stored is None else MaintenanceState.from_json(stored)
+    except StateFormatError:
+        # What cannot be understood counts as closed; publishing repairs it.
+        before = MaintenanceState(enabled=True)
+    state = change(before)
+    check_growth(before, state)
+    return state
+
+
+def parse_state(stored: str | bytes | None, place: str) -> MaintenanceState | None:
+    """Return the state that a server has stored; None where it has nothing.
+
+    Raises:
+        StoreError: If it is not a state.
+    """
+    try:
+        return None if stored is None else MaintenanceState.from_json(stored)
+    except StateFormatError as error:
+        raise StoreError(
+            f"{place} is not a state: {error}; replace it with `fastapi-maintenance on`"
+            " or `off`, or choose another ?prefix= if it belongs to another program"
+        ) from error
+
+
+def parse(kind: type[Model], stored: str | bytes | None) -> Model | None:
+    """Return a stored document; None if there is none that can be read."""
+    try:
+        return None if stored is None else kind.model_validate_json(stored)
+    except ValidationError:
+        return None
+
+
+def listed(worker: str, report: WorkerReport | None, age: float) -> WorkerReport:
+    """Return a worker as a roster lists it.
+
+    Args:
+        worker: Its id, under which the report is stored.
+        report: The report; None if it cannot be read.
+        age: Seconds since it was stored.
+    """
+    if report is None or report.id != worker:
+        # A worker of which nothing is known, so that no drain overlooks it.
+        return WorkerReport(id=worker, host="unknown", pid=0, liveness="silent")
+    if processes.is_gone(report.process, report.pid):
+        return report.listed("dead", age)
+    return report.listed("silent" if age > SILENT_AFTER else "alive", age)
+
+
+def retry(work: Callable[[], T], patience: float) -> T:
+    """Repeat what a temporary error has ended, for so many seconds.
+
+    Raises:
+        TemporaryStoreError: The last one.
+    """
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            return work()
+        except TemporaryStoreError:
+            if time.monotonic() >= limit:
+                raise
+        # Processes that were in each other's way must not meet again.
+        time.sleep(random.uniform(0.0, 0.1))  # noqa: S311  # no secret
 
 
 def as_store(store: Store | str | None) -> Store:

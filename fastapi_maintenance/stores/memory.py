@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ..fence import Membership, Receipt, Roster, WorkerReport, joined
+from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
 from ..state import MaintenanceState
 from . import Change, check_growth
 
@@ -70,12 +70,7 @@ class MemoryStore:
             membership = self._memberships.get(name)
             if membership is None:
                 return Roster()
-            return Roster(
-                generation=membership.generation,
-                complete=membership.complete,
-                members=membership.members,
-                workers=tuple(self._reports.get(name, {}).values()),
-            )
+            return roster_of(membership, self._reports.get(name, {}).values(), now=0)
 
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
         """Mark the roster."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,21 +9,21 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from .. import processes
-from ..fence import (
-    SILENT_AFTER,
-    Liveness,
-    Membership,
-    Receipt,
-    Roster,
-    WorkerReport,
-    joined,
-)
+from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
 from ..log import logger
-from ..state import MaintenanceState, StateFormatError
-from . import Change, StoreError, TemporaryStoreError, check_growth
+from ..state import MaintenanceState
+from . import (
+    Change,
+    StoreError,
+    TemporaryStoreError,
+    listed,
+    next_state,
+    parse,
+    parse_state,
+    retry,
+)
 
 try:
     import redis
@@ -63,14 +61,9 @@ COMMANDS: Final = (
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _EXAMPLE: Final = "redis://HOST:6379/0?prefix=shop"
-# What redis-py adds to a client's pool for itself, or what is decided here.
-_NOT_TAKEN: Final = re.compile(
-    r"maint_notifications|orig_|himport|cache|event_dispatcher|connection_pool$"
-    r"|retry|decode_responses$|protocol$|legacy_responses$|health_check|timeout$"
-)
-_DENIALS: Final = (
-    *("NOPERM", "no permissions", "ACL failure"),
-    *("can't run this command", "can't access", "EXEC without MULTI"),
+# How a client reaches its server. Timeouts, retries and decoding are the store's own.
+_TAKEN: Final = re.compile(
+    r"host|port|path|db|username|password|credential_provider|client_name|ssl_.+"
 )
 
 T = TypeVar("T")
@@ -78,7 +71,7 @@ TMembership = TypeVar("TMembership", Membership, Membership | None)
 Options = dict[str, Any]  # redis-py's own keyword arguments
 
 # redis-py has types for its clients, not for these.
-_parse: Callable[[str], Options] = parse_url
+_parse_url: Callable[[str], Options] = parse_url
 _sentinel_pool: Callable[..., ConnectionPool] = SentinelConnectionPool
 
 
@@ -124,12 +117,10 @@ class RedisStore:
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._client = redis.Redis(connection_pool=self._server.pool())
         self._pubsub: PubSub | None = None
         self._channels: set[str] = set()
         self._heard_at = 0.0
-        self._pinged = False
         self._deaf_until = 0.0
 
     @classmethod
@@ -152,32 +143,14 @@ class RedisStore:
         return f"{place}{'&' if '?' in place else '?'}prefix={self.prefix}"
 
     def read(self, name: str) -> MaintenanceState | None:
-        """Read the state; None when nothing is stored.
-
-        Raises:
-            StoreError: If Redis cannot be reached or refuses, or what is stored is not
-                a state.
-        """
+        """Read the state; None when nothing is stored."""
         key = self._key(name, "state")
         with self._explained():
-            document = self._redis.get(key)
-        if document is None:
-            return None
-        try:
-            return MaintenanceState.from_json(document)
-        except StateFormatError as error:
-            raise StoreError(
-                f"{key} in {self.location} is not a state: {error}; replace it with"
-                " `fastapi-maintenance on` or `off`, or choose another ?prefix= if it"
-                " belongs to another program"
-            ) from error
+            document = self._client.get(key)
+        return parse_state(document, f"{key} in {self.location}")
 
     def publish(self, name: str, change: Change) -> MaintenanceState:
-        """Replace the state, and tell every worker.
-
-        Raises:
-            StoreError: If that has not succeeded for 3 seconds.
-        """
+        """Replace the state, and tell every worker."""
         key = self._key(name, "state")
         tried: dict[bytes, MaintenanceState] = {}
 
@@ -187,9 +160,7 @@ class RedisStore:
             if document in tried:
                 # It was carried out, and only the answer was lost.
                 return tried[document]
-            before = _before(document)
-            state = change(before)
-            check_growth(before, state)
+            state = next_state(document, change)
             document = state.to_json().encode()
             tried[document] = state
             pipe.multi()
@@ -201,16 +172,12 @@ class RedisStore:
         return self._transaction(attempt)
 
     def report(self, name: str, report: WorkerReport) -> Receipt:
-        """Keep a report under the server's time, and list the worker.
-
-        Raises:
-            StoreError: If Redis cannot be reached or refuses.
-        """
+        """Keep a report under the server's time, and list the worker."""
         members, reports = self._key(name, "members"), self._key(name, "reports")
         with self._explained():
             young = report.generation is None and self._is_young()
-            entry = _Entry(at=_seconds(self._redis.time()), report=report)
-            with self._redis.pipeline() as pipe:
+            entry = _Entry(at=_seconds(self._client.time()), report=report)
+            with self._client.pipeline() as pipe:
                 pipe.get(members)
                 pipe.hexists(reports, report.id)
                 pipe.hset(reports, report.id, entry.to_json())
@@ -225,39 +192,22 @@ class RedisStore:
         )
 
     def roster(self, name: str) -> Roster:
-        """Read every report.
-
-        Raises:
-            StoreError: If Redis cannot be reached or refuses.
-        """
+        """Read the list of workers and every report."""
         members = self._key(name, "members")
-        with self._explained(), self._redis.pipeline() as pipe:
+        with self._explained(), self._client.pipeline() as pipe:
             pipe.get(members)
             pipe.hgetall(self._key(name, "reports"))
             pipe.time()
             stored, reports, moment = pipe.execute()
         now = _seconds(moment)
-        membership = self._membership(members, stored)
-        if membership is None:
-            # Reports without a list are what a loss has left.
-            return Roster(complete=False)
-        return Roster(
-            generation=membership.generation,
-            complete=membership.complete,
-            age=max(0.0, now - membership.made),
-            members=membership.members,
-            workers=tuple(
-                _listed(field.decode(errors="replace"), value, now)
-                for field, value in sorted(reports.items())
-            ),
+        workers = (
+            _listed(field.decode(errors="replace"), value, now)
+            for field, value in sorted(reports.items())
         )
+        return roster_of(self._membership(members, stored), workers, now)
 
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
-        """Mark the roster.
-
-        Raises:
-            StoreError: If that has not succeeded for 3 seconds.
-        """
+        """Mark the roster."""
 
         def change(before: Membership | None, now: float) -> Membership | None:
             if before is None:
@@ -268,11 +218,7 @@ class RedisStore:
         return "" if after is None else after.generation
 
     def remove(self, name: str, worker: str) -> None:
-        """Take a worker off the list, and remove its report.
-
-        Raises:
-            StoreError: If that has not succeeded for 3 seconds.
-        """
+        """Take a worker off the list, and remove its report."""
 
         def change(before: Membership | None, _: float) -> Membership | None:
             return None if before is None else before.without(worker)
@@ -315,7 +261,7 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections; the next use makes new ones."""
         self._stop_listening()
-        self._redis.connection_pool.disconnect()
+        self._client.connection_pool.disconnect()
 
     def forked(self) -> None:
         """Begin again in a child, which must not use its parent's connections."""
@@ -323,13 +269,6 @@ class RedisStore:
         # for forks nor the garbage collector may touch them.
         _inherited.extend((self._client, self._pubsub))
         self._begin()
-
-    @property
-    def _redis(self) -> redis.Redis:
-        if self._pid != os.getpid():
-            # A store that no keeper follows is not told of a fork.
-            self.forked()
-        return self._client
 
     def _key(self, name: str, kind: str) -> str:
         # What is in braces decides on the slot: all keys of a prefix are in one.
@@ -340,17 +279,13 @@ class RedisStore:
 
     def _transaction(self, attempt: Callable[[Pipeline], T]) -> T:
         """Repeat what watches keys and changes them, until it is carried out."""
-        limit = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with self._explained(), self._redis.pipeline() as pipe:
-                    return attempt(pipe)
-            except TemporaryStoreError as error:
-                if time.monotonic() >= limit:
-                    raise
-                another = isinstance(error.__cause__, redis.WatchError)
-            # Another one was faster; or the server has to come back.
-            time.sleep(random.uniform(0.0, 0.01) if another else 0.1)  # noqa: S311  # no secret
+        # Not by redis-py's ``transaction``: without a server, that never ends.
+
+        def once() -> T:
+            with self._explained(), self._client.pipeline() as pipe:
+                return attempt(pipe)
+
+        return retry(once, PATIENCE)
 
     def _change_members(
         self,
@@ -375,25 +310,25 @@ class RedisStore:
         return self._transaction(attempt)
 
     def _membership(self, key: str, stored: bytes | None) -> Membership | None:
-        try:
-            return None if stored is None else Membership.model_validate_json(stored)
-        except ValidationError:
+        membership = parse(Membership, stored)
+        if membership is None and stored is not None:
             raise StoreError(
                 f"{key} in {self.location} is not a list of workers; delete that key,"
                 " or choose another ?prefix= if it belongs to another program"
-            ) from None
+            )
+        return membership
 
     def _is_young(self) -> bool:
         """Tell whether the server has just started, or does not say."""
         try:
-            found = self._redis.info("server")
+            found = self._client.info("server")
         except redis.ResponseError:
             return True
         return float(found.get("uptime_in_seconds", 0)) < YOUNG
 
     def _listen(self, channels: set[str], seconds: float, now: float) -> None:
         if self._pubsub is None:
-            self._pubsub = self._redis.pubsub()  # type: ignore[no-untyped-call]  # the same
+            self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # the same
             self._heard_at = now
         new = channels - self._channels
         if new:
@@ -405,15 +340,14 @@ class RedisStore:
         quiet = now - self._heard_at
         if quiet > 2 * QUIET:
             raise redis.TimeoutError("a subscription has not answered a PING")
-        if quiet > QUIET and not self._pinged:
-            self._pinged = True
+        if quiet > QUIET:
             self._pubsub.ping()
         if self._pubsub.get_message(timeout=seconds) is not None:
-            self._heard_at, self._pinged = time.monotonic(), False
+            self._heard_at = time.monotonic()
 
     def _stop_listening(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
-        self._channels, self._pinged = set(), False
+        self._channels = set()
         if pubsub is not None:
             pubsub.close()
 
@@ -425,7 +359,7 @@ class RedisStore:
         except (redis.RedisError, UnicodeError) as error:  # The latter by host names.
             if isinstance(error, redis.ReadOnlyError):
                 # After a failover, the name leads to another server.
-                self._redis.connection_pool.disconnect(inuse_connections=False)
+                self._client.connection_pool.disconnect(inuse_connections=False)
             raise explained(error, self._server.place, self.prefix) from error
 
 
@@ -443,27 +377,10 @@ class _Entry(BaseModel):
 
 
 def _listed(worker: str, stored: bytes, now: float) -> WorkerReport:
-    """Return a report as it is listed."""
-    try:
-        entry = _Entry.model_validate_json(stored)
-    except ValidationError:
-        entry = None
-    if entry is None or entry.report.id != worker:
-        # A report that cannot be read is a worker that has said nothing.
-        return WorkerReport(id=worker, host="unknown", pid=0, liveness="silent")
-    report, age = entry.report, now - entry.at
-    liveness: Liveness = "silent" if age > SILENT_AFTER else "alive"
-    if processes.is_gone(report.process, report.pid):
-        liveness = "dead"
-    return report.listed(liveness, age)
-
-
-def _before(document: bytes | None) -> MaintenanceState | None:
-    try:
-        return None if document is None else MaintenanceState.from_json(document)
-    except StateFormatError:
-        # What cannot be understood counts as closed; publishing repairs it.
-        return MaintenanceState(enabled=True)
+    entry = parse(_Entry, stored)
+    if entry is None:
+        return listed(worker, None, 0.0)
+    return listed(worker, entry.report, now - entry.at)
 
 
 def _read(pipe: Pipeline, key: str) -> bytes | None:
@@ -500,13 +417,10 @@ class _Server(NamedTuple):
                 f"the database in a Redis URL must be a number, not {parts.path[1:]!r}"
             )
         try:
-            found = _parse(url)
+            found = _parse_url(url)
         except ValueError as error:
             raise ValueError(f"not a Redis URL: {error}") from None
-        options: Options = {"socket_timeout": TIMEOUT}
-        if parts.scheme != "unix":
-            options |= {"socket_connect_timeout": TIMEOUT, "socket_keepalive": True}
-        return cls(options | found | _decided())
+        return cls(_timeouts(TIMEOUT, found) | found | _decided())
 
     @classmethod
     def of_client(cls, client: redis.Redis) -> _Server:
@@ -516,18 +430,12 @@ class _Server(NamedTuple):
             ValueError: If it is one of replicas.
         """
         pool = client.connection_pool
-        options = {
-            key: value
-            for key, value in pool.connection_kwargs.items()
-            if not _NOT_TAKEN.search(key)
-        }
-        given = pool.connection_kwargs.get("socket_timeout") or TIMEOUT
-        # Those of the client may be timeouts of long jobs.
-        options["socket_timeout"] = min(given, TIMEOUT)
+        given = pool.connection_kwargs
+        options = {key: given[key] for key in given if _TAKEN.fullmatch(key)}
         options["connection_class"] = pool.connection_class
-        if "path" not in options:
-            options["socket_connect_timeout"] = min(given, TIMEOUT)
-        options |= _decided()
+        # The timeouts of the client may be those of long jobs.
+        timeout = min(given.get("socket_timeout") or TIMEOUT, TIMEOUT)
+        options |= _timeouts(timeout, options) | _decided()
         if not isinstance(pool, SentinelConnectionPool):
             return cls(options)
         if not pool.is_master:
@@ -573,6 +481,13 @@ class _Server(NamedTuple):
         host = f"[{host}]" if ":" in host else host
         port = options.get("port", 6379)
         return f"{'rediss' if secure else 'redis'}://{host}:{port}/{database}"
+
+
+def _timeouts(seconds: float, options: Options) -> Options:
+    timeouts: Options = {"socket_timeout": seconds}
+    if "path" not in options:  # A Unix socket takes no others.
+        timeouts |= {"socket_connect_timeout": seconds, "socket_keepalive": True}
+    return timeouts
 
 
 def _decided() -> Options:
@@ -629,7 +544,7 @@ def acl_line(prefix: str) -> str:
 
 
 def explained(error: Exception, place: str, prefix: str) -> StoreError:
-    """Return a one-line error with its remedy, for one of redis-py's.
+    """Return an error of redis-py as one line with its remedy.
 
     Args:
         error: What redis-py raised.
@@ -639,28 +554,31 @@ def explained(error: Exception, place: str, prefix: str) -> StoreError:
     # A pipeline puts the failing command, with its arguments, before the reason.
     text = " ".join(str(error).split()).rpartition("caused error: ")[2][:300]
     text = text or type(error).__name__
-    for mark, kind, what in _TEMPORARY:
-        if text.startswith(mark) or isinstance(error, kind):
+    for match, what in _TEMPORARY.items():
+        if (
+            text.startswith(match)
+            if isinstance(match, str)
+            else isinstance(error, match)
+        ):
             return TemporaryStoreError(f"{place} {what}")
-    # A long request before the password is the end of a connection.
-    if isinstance(error, redis.AuthenticationError) or "unauthenticated" in text:
+    if isinstance(error, redis.AuthenticationError):
         what = (
             f"refuses this user or password ({text}); correct it in the store's URL:"
             " redis://USER:PASSWORD@HOST, special characters as %XX"
         )
-    elif isinstance(error, redis.exceptions.NoPermissionError) or any(
-        part in text for part in _DENIALS
+    elif isinstance(error, redis.exceptions.NoPermissionError) or re.search(
+        "NOPERM|EXEC without MULTI", text
     ):
         what = (
             f"denies this user what the store needs ({text}); allow it with"
             f" `ACL SETUSER <user> {acl_line(prefix)}`"
         )
-    elif "MOVED" in text or isinstance(error, redis.exceptions.MovedError):
+    elif isinstance(error, redis.exceptions.MovedError):
         what = (
             "is one node of a cluster that keeps these keys on another; give the URL of"
             " the node that keeps them, or a Redis that is no cluster"
         )
-    elif "WRONGTYPE" in text:
+    elif text.startswith("WRONGTYPE"):
         what = (
             f"has another program's data under the prefix {prefix}; choose another"
             f" ?prefix=, or delete the keys {{{prefix}}}:* if no program uses them"
@@ -675,41 +593,25 @@ def explained(error: Exception, place: str, prefix: str) -> StoreError:
     return StoreError(f"{place} {what}")
 
 
-# redis-py takes the first word off those errors that it has a class for.
-_TEMPORARY: Final[tuple[tuple[str, tuple[type[Exception], ...], str], ...]] = (
-    (
-        "READONLY",
-        (redis.ReadOnlyError,),
-        (
-            "is a read-only replica; name the primary in the store's URL, or give a"
-            " client of Sentinel's master_for()"
-        ),
+# By redis-py's class of an error, or by the first word where it has none.
+_TEMPORARY: Final[dict[type[Exception] | str, str]] = {
+    redis.ReadOnlyError: (
+        "is a read-only replica; name the primary in the store's URL, or give a client"
+        " of Sentinel's master_for()"
     ),
-    (
-        "OOM",
-        (redis.exceptions.OutOfMemoryError,),
-        "is out of memory and takes no writes; raise its maxmemory or free some",
+    redis.exceptions.OutOfMemoryError: (
+        "is out of memory and takes no writes; raise its maxmemory or free some"
     ),
-    ("MISCONF", (), "cannot save to its disk and takes no writes; its log says why"),
-    (
-        "LOADING",
-        (redis.BusyLoadingError,),
-        "is loading its data; try again in a moment",
+    redis.BusyLoadingError: "is loading its data; try again in a moment",
+    redis.exceptions.MasterDownError: (
+        "is a replica that has lost its primary; try again in a moment"
     ),
-    (
-        "MASTERDOWN",
-        (redis.exceptions.MasterDownError,),
-        "is a replica that has lost its primary; try again in a moment",
+    redis.WatchError: (
+        "does not answer in time, or is changed by others without a pause; try again"
     ),
-    (
-        "NOREPLICAS",
-        (),
-        "takes no writes while fewer than min-replicas-to-write replicas are up",
+    "MISCONF": "cannot save to its disk and takes no writes; its log says why",
+    "NOREPLICAS": (
+        "takes no writes while fewer than min-replicas-to-write replicas are up"
     ),
-    ("BUSY", (), "is busy with a script; try again in a moment"),
-    (
-        "Watched",
-        (redis.WatchError,),
-        "does not answer in time, or is changed by others without a pause; try again",
-    ),
-)
+    "BUSY": "is busy with a script; try again in a moment",
+}

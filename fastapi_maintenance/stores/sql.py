@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from .. import processes
-from ..fence import (
-    SILENT_AFTER,
-    Liveness,
-    Membership,
-    Receipt,
-    Roster,
-    WorkerReport,
-    joined,
+from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
+from ..state import MaintenanceState
+from . import (
+    Change,
+    StoreError,
+    TemporaryStoreError,
+    listed,
+    next_state,
+    parse,
+    parse_state,
+    retry,
 )
-from ..state import MaintenanceState, StateFormatError
-from . import Change, StoreError, TemporaryStoreError, check_growth
 
 try:
     from sqlalchemy import (
@@ -94,7 +91,6 @@ _NO_LOGIN_TEXT: Final = re.compile(
 )
 
 T = TypeVar("T")
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class _NoTablesError(StoreError):
@@ -160,7 +156,6 @@ class SQLStore:
         if not (url.host or url.database or url.query):
             # Where it leads, only a function of the application's knows.
             self._location += f" (engine {id(self._engine):#x})"
-        self._known: dict[str, tuple[str, MaintenanceState]] = {}
 
     @classmethod
     def from_url(cls, url: str) -> SQLStore:
@@ -181,12 +176,7 @@ class SQLStore:
         return self._location
 
     def read(self, name: str) -> MaintenanceState | None:
-        """Read the state; None when nothing is stored.
-
-        Raises:
-            StoreError: If the database does not answer or refuses, or the stored text
-                is not a state.
-        """
+        """Read the state; None when nothing is stored."""
         switches = self._tables.switches
         query = select(switches.c.state).where(switches.c.name == name)
         try:
@@ -194,20 +184,7 @@ class SQLStore:
                 text = connection.execute(query).scalar()
         except _NoTablesError:
             return None
-        if text is None:
-            return None
-        known = self._known.get(name)
-        if known is not None and known[0] == text:
-            return known[1]
-        try:
-            state = MaintenanceState.from_json(text)
-        except StateFormatError as error:
-            raise StoreError(
-                f"{self._tables.switches} in {self._location} does not hold a state for"
-                f" {name!r}: {error}; replace it with `fastapi-maintenance on` or `off`"
-            ) from error
-        self._known[name] = text, state
-        return state
+        return parse_state(text, f"{name!r} in {switches} in {self._location}")
 
     def publish(self, name: str, change: Change) -> MaintenanceState:
         """Replace the state, in a transaction that locks it first.
@@ -218,51 +195,35 @@ class SQLStore:
         """
 
         def work(connection: Connection) -> MaintenanceState:
-            before = _before(self._make_and_lock(connection, name).state)
-            state = change(before)
-            check_growth(before, state)
+            state = next_state(self._make_and_lock(connection, name).state, change)
             self._set(connection, name, state=state.to_json())
             return state
 
-        return self._write(work, patience=PATIENCE)
+        # Tried again until there is a connection. A commit that fails may have been
+        # carried out.
+        retry(self._reach, PATIENCE)
+        return self._write(work)
 
     def report(self, name: str, report: WorkerReport) -> Receipt:
-        """Keep a report; committed when this returns.
-
-        Raises:
-            StoreError: If the database does not answer or refuses.
-        """
+        """Keep a report; committed when this returns."""
         switches = self._tables.switches
-        listed = select(switches.c.members).where(switches.c.name == name)
+        query = select(switches.c.members).where(switches.c.name == name)
 
         def work(connection: Connection) -> Receipt:
-            membership = _model(Membership, connection.execute(listed).scalar())
+            membership = parse(Membership, connection.execute(query).scalar())
+            is_listed = membership is not None and report.id in membership.members
             if (
-                membership is not None
-                and report.id in membership.members
-                and self._replace_report(connection, name, report)
+                membership is None
+                or not is_listed
+                or not self._replace_report(connection, name, report)
             ):
-                return Receipt(
-                    membership.generation, membership.complete, replaced=True
-                )
-            record = self._make_and_lock(connection, name)
-            before = _model(Membership, record.members)
-            membership = joined(before, report, record.now)
-            if membership != before:
-                self._set(connection, name, members=membership.model_dump_json())
-            replaced = self._replace_report(connection, name, report)
-            if not replaced:
-                self._add_report(connection, name, report)
-            return Receipt(membership.generation, membership.complete, replaced)
+                return self._join(connection, name, report)
+            return Receipt(membership.generation, membership.complete, replaced=True)
 
         return self._write(work)
 
     def roster(self, name: str) -> Roster:
-        """Read the list of workers and every report, as of one moment.
-
-        Raises:
-            StoreError: If they cannot be read.
-        """
+        """Read the list of workers and every report, as of one moment."""
         switches, reports = self._tables.switches, self._tables.reports
         # One statement sees one moment.
         query = union_all(
@@ -280,42 +241,30 @@ class SQLStore:
             with self._reading() as connection:
                 found = connection.execute(query).all()
         except _NoTablesError:
-            return Roster(complete=False)
-        membership, made_ago, workers = None, 0.0, []
+            found = []
+        membership, workers, clock = None, [], 0.0
         for worker, document, reported_at, now in found:
+            clock = float(now)
             if worker:
-                workers.append(_listed(worker, document, float(now) - reported_at))
-                continue
-            membership = _model(Membership, document)
-            if membership is not None:
-                made_ago = max(0.0, float(now) - membership.made)
-        if membership is None:
-            # Reports without a list are what a loss has left.
-            return Roster(complete=False)
-        return Roster(
-            generation=membership.generation,
-            complete=membership.complete,
-            age=made_ago,
-            members=membership.members,
-            workers=tuple(sorted(workers, key=lambda report: report.id)),
-        )
+                report = parse(WorkerReport, document)
+                workers.append(listed(worker, report, clock - reported_at))
+            else:
+                membership = parse(Membership, document)
+        workers.sort(key=lambda report: report.id)
+        return roster_of(membership, workers, clock)
 
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
-        """Mark the roster.
-
-        Raises:
-            StoreError: If that cannot be stored.
-        """
+        """Mark the roster."""
 
         def work(connection: Connection) -> str:
-            record = self._lock(connection, name)
-            before = _model(Membership, record.members) if record else None
-            if record is None or before is None:
-                return ""
-            after = before.confirmed(generation, complete=complete, now=record.now)
-            if after != before:
-                self._set(connection, name, members=after.model_dump_json())
-            return after.generation
+            after = self._change_members(
+                connection,
+                name,
+                lambda before, now: before.confirmed(
+                    generation, complete=complete, now=now
+                ),
+            )
+            return "" if after is None else after.generation
 
         try:
             return self._transaction(work)
@@ -323,24 +272,17 @@ class SQLStore:
             return ""
 
     def remove(self, name: str, worker: str) -> None:
-        """Take a worker off the list, and remove its report.
-
-        Raises:
-            StoreError: If that cannot be stored.
-        """
+        """Take a worker off the list, and remove its report."""
         reports = self._tables.reports
+        its_report = delete(reports).where(
+            reports.c.name == name, reports.c.worker == worker
+        )
 
         def work(connection: Connection) -> None:
-            record = self._lock(connection, name)
-            before = _model(Membership, record.members) if record else None
-            if before is not None and worker in before.members:
-                after = before.without(worker)
-                self._set(connection, name, members=after.model_dump_json())
-            connection.execute(
-                delete(reports).where(
-                    reports.c.name == name, reports.c.worker == worker
-                )
+            self._change_members(
+                connection, name, lambda before, _: before.without(worker)
             )
+            connection.execute(its_report)
 
         with suppress(_NoTablesError):
             self._transaction(work)
@@ -353,6 +295,38 @@ class SQLStore:
     def forked(self) -> None:
         """Begin again in a child: the connections are the parent's."""
         self._engine.dispose(close=False)
+
+    def _join(self, connection: Connection, name: str, report: WorkerReport) -> Receipt:
+        """Keep the first report of a worker, or one that was lost, and list it."""
+        record = self._make_and_lock(connection, name)
+        before = parse(Membership, record.members)
+        membership = joined(before, report, record.now)
+        if membership != before:
+            self._set(connection, name, members=membership.model_dump_json())
+        replaced = self._replace_report(connection, name, report)
+        if not replaced:
+            connection.execute(
+                insert(self._tables.reports).values(
+                    name=name, worker=report.id, **self._columns(report)
+                )
+            )
+        return Receipt(membership.generation, membership.complete, replaced)
+
+    def _change_members(
+        self,
+        connection: Connection,
+        name: str,
+        change: Callable[[Membership, float], Membership],
+    ) -> Membership | None:
+        """Change the list of workers, if there is one."""
+        record = self._lock(connection, name)
+        before = parse(Membership, record.members) if record else None
+        if record is None or before is None:
+            return None
+        after = change(before, record.now)
+        if after != before:
+            self._set(connection, name, members=after.model_dump_json())
+        return after
 
     def _lock(self, connection: Connection, name: str) -> _Record | None:
         """Return a switch that nothing else can change until the transaction ends."""
@@ -384,39 +358,25 @@ class SQLStore:
         done = connection.execute(
             update(reports)
             .where(reports.c.name == name, reports.c.worker == report.id)
-            .values(document=report.model_dump_json(), reported_at=self._now)
+            .values(**self._columns(report))
         )
         return done.rowcount == 1
 
-    def _add_report(
-        self, connection: Connection, name: str, report: WorkerReport
-    ) -> None:
-        connection.execute(
-            insert(self._tables.reports).values(
-                name=name,
-                worker=report.id,
-                document=report.model_dump_json(),
-                reported_at=self._now,
-            )
-        )
+    def _columns(self, report: WorkerReport) -> dict[str, Any]:
+        return {"document": report.model_dump_json(), "reported_at": self._now}
 
-    def _write(self, work: Callable[[Connection], T], *, patience: float = 0.0) -> T:
+    def _write(self, work: Callable[[Connection], T]) -> T:
         """Run a transaction; make the tables if there are none."""
         try:
-            return self._transaction(work, patience=patience)
+            return self._transaction(work)
         except _NoTablesError:
             self._make_tables()
-        return self._transaction(work, patience=patience)
+        return self._transaction(work)
 
-    def _transaction(
-        self, work: Callable[[Connection], T], *, patience: float = 0.0
-    ) -> T:
+    def _transaction(self, work: Callable[[Connection], T]) -> T:
         # An engine of the application's may commit each statement by itself.
         isolation = None if self._is_sqlite else "READ COMMITTED"
-        with (
-            self._connected(isolation, patience) as connection,
-            connection.begin(),
-        ):
+        with self._connected(isolation) as connection, connection.begin():
             if self._is_sqlite and not _in_transaction(connection):
                 # One that reads first could not write beside another one.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -427,10 +387,12 @@ class SQLStore:
         return self._connected(None if self._is_sqlite else "AUTOCOMMIT")
 
     @contextmanager
-    def _connected(
-        self, isolation: str | None, patience: float = 0.0
-    ) -> Iterator[Connection]:
-        connection = self._connect(patience)
+    def _connected(self, isolation: str | None = None) -> Iterator[Connection]:
+        try:
+            connection = self._engine.connect()
+        except (exc.SQLAlchemyError, TypeError) as error:
+            # A driver raises TypeError for an option that it does not know.
+            raise self._explained(error, connecting=True) from error
         try:
             with connection:
                 if isolation is not None:
@@ -439,20 +401,9 @@ class SQLStore:
         except (exc.SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
             raise self._explained(error) from error
 
-    def _connect(self, patience: float) -> Connection:
-        limit = time.monotonic() + patience
-        while True:
-            try:
-                return self._engine.connect()
-            except (exc.SQLAlchemyError, TypeError) as error:
-                # A driver raises TypeError for an option that it does not know.
-                explained = self._explained(error, connecting=True)
-                if (
-                    not isinstance(explained, TemporaryStoreError)
-                    or time.monotonic() >= limit
-                ):
-                    raise explained from error
-            time.sleep(0.1)
+    def _reach(self) -> None:
+        with self._connected():
+            pass
 
     def _make_tables(self) -> None:
         try:
@@ -467,7 +418,7 @@ class SQLStore:
             ) from error
 
     def _has_tables(self) -> bool:
-        with self._connected(None) as connection:
+        with self._connected() as connection:
             inspector = inspect(connection)
             return all(inspector.has_table(table.name) for table in self._tables.all)
 
@@ -705,33 +656,6 @@ def _location(url: URL, prefix: str) -> str:
         query={**query, "prefix": prefix},
     )
     return shown.render_as_string(hide_password=False)
-
-
-def _before(text: str | None) -> MaintenanceState | None:
-    try:
-        return None if text is None else MaintenanceState.from_json(text)
-    except StateFormatError:
-        # What cannot be understood counts as closed; publishing repairs it.
-        return MaintenanceState(enabled=True)
-
-
-def _model(kind: type[Model], text: str | None) -> Model | None:
-    """Read a document of this package; None if there is none that can be read."""
-    try:
-        return None if text is None else kind.model_validate_json(text)
-    except ValidationError:
-        return None
-
-
-def _listed(worker: str, document: str, age: float) -> WorkerReport:
-    report = _model(WorkerReport, document)
-    if report is None or report.id != worker:
-        # A report that cannot be read is a worker that has said nothing.
-        report = WorkerReport(id=worker, host="unknown", pid=0)
-    liveness: Liveness = "silent" if age > SILENT_AFTER else "alive"
-    if processes.is_gone(report.process, report.pid):
-        liveness = "dead"
-    return report.listed(liveness, age)
 
 
 def _in_transaction(connection: Connection) -> bool:

@@ -143,6 +143,24 @@ def test_child_that_outlives_its_parent(service: Service, operator: Operator) ->
         os.kill(child, signal.SIGKILL)
 
 
+def test_child_of_a_living_worker(service: Service, operator: Operator) -> None:
+    """A forked child, alive or gone, takes no proof of life from its parent."""
+    parent, _ = service.start(2)
+    operator.settle(2)
+    parent.begin("/slow?seconds=3")
+    until(lambda: service.running("slow"))
+    children = [int(parent.read("/child")[1]) for _ in range(3)]
+    try:
+        os.kill(children[0], signal.SIGKILL)
+        report = operator.drain()
+        assert report.outcome == "drained", report
+        assert report.seconds > 1
+        assert len(report.workers) == 2
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_termination_without_lifespan(service: Service, operator: Operator) -> None:
     """A worker that knows no lifespan is counted to its end, and gone after it."""
     (worker,) = service.start(environment={"CHAOS_LIFESPAN": "0"})

@@ -462,6 +462,10 @@ def test_a_child_that_is_forked_while_connections_are_used_is_not_disturbed(
     stop = threading.Event()
     errors: list[Exception] = []
 
+    def child() -> bool:
+        store.forked()
+        return all(store.read(NAME) for _ in range(50))
+
     def ask() -> None:
         while not stop.is_set():
             try:
@@ -475,7 +479,7 @@ def test_a_child_that_is_forked_while_connections_are_used_is_not_disturbed(
         thread.start()
     try:
         for _ in range(3):
-            assert in_child(lambda: all(store.read(NAME) for _ in range(50)))
+            assert in_child(child)
     finally:
         stop.set()
         for thread in asking:

@@ -12,6 +12,7 @@ import pytest
 import redis
 import trustme
 from redis.backoff import NoBackoff
+from redis.exceptions import MasterDownError, MovedError
 from redis.retry import Retry
 
 from fastapi_maintenance import StoreError
@@ -258,15 +259,13 @@ async def test_a_worker_on_a_demoted_server_still_learns_the_state(
 @pytest.mark.parametrize(
     ("error", "what", "temporary"),
     [
-        (redis.ResponseError("MOVED 3999 127.0.0.1:6381"), "of a cluster", False),
+        (MovedError("3999 127.0.0.1:6381"), "of a cluster", False),
         (redis.BusyLoadingError("Redis is loading"), "loading its data", True),
-        (redis.ResponseError("LOADING Redis is loading"), "loading its data", True),
         (redis.ResponseError("MISCONF Redis cannot"), "cannot save to its disk", True),
         (redis.ResponseError("NOREPLICAS Not enough"), "min-replicas-to-write", True),
-        (redis.ResponseError("MASTERDOWN Link with"), "lost its primary", True),
+        (MasterDownError("Link with"), "lost its primary", True),
         (redis.ResponseError("BUSY Redis is busy"), "busy with a script", True),
         (redis.WatchError("Watched variable changed."), "by others", True),
-        (redis.ResponseError("unauthenticated bulk"), "user or password", False),
         (redis.ResponseError("DB index is out of range"), "refuses: DB index", False),
         (redis.ResponseError(""), "refuses: ResponseError", False),
         (redis.TimeoutError(""), "cannot reach redis://h: TimeoutError", True),

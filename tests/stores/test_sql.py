@@ -104,7 +104,6 @@ def test_state_comes_back_whole(url: str, opened: Open) -> None:
     assert found == state
     assert found is not None
     assert found.to_json() == state.to_json()
-    assert other.read(NAME) is found
 
 
 def test_what_a_change_raises_passes_through(store: SQLStore) -> None:
@@ -269,7 +268,7 @@ def test_damaged_state_counts_as_closed(store: SQLStore) -> None:
     """It cannot be read, a change sees an enabled state, and publishing repairs it."""
     store.publish(NAME, published(lambda _: MaintenanceState()))
     run(store, "UPDATE {}_switches SET state = 'no JSON'")
-    with pytest.raises(StoreError, match="does not hold a state for 'default'"):
+    with pytest.raises(StoreError, match="'default' in .*_switches in .* is not a state"):
         store.read(NAME)
     found = []
 
