@@ -472,7 +472,8 @@ class _Kept:
         """Close what clients that left have left open, before the worker is drained."""
         # Python closes abandoned generators when it collects garbage. Until that is
         # done, the worker reports one more in flight than there is. Work inside of a
-        # generator can be what is in flight, so it is done as requests end, too.
+        # generator can be what is in flight, so it is done as requests end, too. It
+        # takes time, and a worker that has served nothing since has nothing to close.
         worker, latest = self.worker, self._latest
         if not worker.collecting or latest is None:
             return
@@ -483,7 +484,7 @@ class _Kept:
             return
         if not old:
             # First, as a request may adopt another state at any moment.
-            worker.collecting = False
+            worker.collecting, worker.served = False, bool(worker.current)
         gc.collect()
         self._collected_at, self._seen_when_collected = time.monotonic(), seen
         self._report_if_due()

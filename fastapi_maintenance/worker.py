@@ -174,6 +174,8 @@ class Worker:
         current: What was admitted under ``state``, the oldest first.
         old: What was admitted before it.
         checked: When a store was last read, by the monotonic clock.
+        collecting: Whether garbage is to be collected before the worker is drained.
+        served: Whether anything was admitted since that was done.
         stale_after: Seconds after which an admission reads the store itself.
         notifier: Tells of changes.
     """
@@ -201,6 +203,7 @@ class Worker:
         self.old: dict[Admission, None] = {}
         self.checked: float = 0.0
         self.collecting: bool = False
+        self.served: bool = False
         self._uncounted: str | None = None
         self._close_at: float | None = None
         self._tags: deque[str] = deque(maxlen=REMEMBERED_TAGS)
@@ -250,6 +253,7 @@ class Worker:
                 return None
             self.current[admission] = None
             admission.state = self.state
+            self.served = True
         if now - self.checked > self.stale_after:
             self._check(admission)
         return admission
@@ -363,7 +367,7 @@ class Worker:
 
     def _adopt(self, state: MaintenanceState) -> None:
         self.state = state
-        self.collecting = state.enabled
+        self.collecting = state.enabled and self.served
         self.old.update(self.current)
         self.current.clear()
         self.edited = None

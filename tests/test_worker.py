@@ -275,6 +275,8 @@ class TestReporting:
     def test_garbage_is_reported_until_it_is_collected(self) -> None:
         """An enabled state is not drained before abandoned streams are closed."""
         worker = joined()
+        with admitted(worker, "GET /a"):
+            pass
         worker.adopt(ON)
         report = worker.report()
         assert (report.seen, report.old) == (ON.epoch, 1)
@@ -283,6 +285,12 @@ class TestReporting:
         assert worker.report().old == 0
         worker.adopt(OFF.replace(epoch=8))
         assert worker.report().old == 0
+
+    def test_worker_that_has_served_nothing_has_nothing_to_collect(self) -> None:
+        """Without a request there is no stream that a client could have left."""
+        worker = joined()
+        worker.adopt(ON)
+        assert (worker.report().seen, worker.report().old) == (ON.epoch, 0)
 
     def test_worker_that_cannot_count_says_so_once(
         self, caplog: pytest.LogCaptureFixture

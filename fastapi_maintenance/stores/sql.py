@@ -211,14 +211,15 @@ class SQLStore:
 
         def work(connection: Connection) -> Receipt:
             membership = parse(Membership, connection.execute(query).scalar())
-            is_listed = membership is not None and report.id in membership.members
             if (
-                membership is None
-                or not is_listed
-                or not self._replace_report(connection, name, report)
+                membership is not None
+                and report.id in membership.members
+                and self._replace_report(connection, name, report)
             ):
-                return self._join(connection, name, report)
-            return Receipt(membership.generation, membership.complete, replaced=True)
+                return Receipt(
+                    membership.generation, membership.complete, replaced=True
+                )
+            return self._join(connection, name, report)
 
         return self._write(work)
 

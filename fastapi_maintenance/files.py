@@ -1,0 +1,191 @@
+"""Files in a directory that other users may write to: read, replaced and made."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+
+def _flags(*names: str) -> int:
+    """Return flags of ``os.open``, without those that this system lacks."""
+    return sum(getattr(os, name, 0) for name in names)
+
+
+NO_LINK: Final = _flags("O_NOFOLLOW")
+# Without O_NONBLOCK, a pipe in a file's place would hang its reader.
+READING: Final = os.O_RDONLY | _flags("O_CLOEXEC", "O_NONBLOCK", "O_BINARY")
+_DIRECTORY: Final = os.O_RDONLY | _flags("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW")
+LOCKING: Final = (os.O_RDWR | os.O_CREAT) | _flags(
+    "O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"
+)
+_WRITING: Final = (os.O_WRONLY | os.O_CREAT | os.O_EXCL) | _flags(
+    "O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"
+)
+
+
+class UntrustedFileError(OSError):
+    """The path holds something that cannot be a file of ours."""
+
+
+def read_small(path: Path, flags: int = 0) -> bytes | None:
+    """Read a small regular file whole; None when there is none.
+
+    Links are followed by default: a mounted ConfigMap is made of them.
+
+    Raises:
+        UntrustedFileError: If it is a device, a pipe, a directory, a dangling link,
+            larger than 64 KiB, or writable by everyone.
+        OSError: If it cannot be read.
+    """
+    try:
+        descriptor = retried(lambda: os.open(path, READING | flags))
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UntrustedFileError(f"{path} is a link to nothing") from None
+        return None
+    except NotADirectoryError:
+        return None  # Another file is in the directory's place.
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedFileError(f"{path} is not a regular file")
+        if os.name == "posix" and status.st_mode & stat.S_IWOTH:
+            raise UntrustedFileError(
+                f"{path} is writable by everyone; `chmod o-w` it first"
+            )
+        content = os.read(descriptor, SIZE_LIMIT + 1)
+        if len(content) > SIZE_LIMIT:
+            raise UntrustedFileError(f"{path} is larger than {SIZE_LIMIT} bytes")
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, content: bytes, mode: int, *, durable: bool = False) -> None:
+    """Replace a file so that every reader sees the old or the new one, whole.
+
+    Raises:
+        OSError: If it cannot be written; the old file stands then.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        write_new(temporary, content, mode, durable=durable)
+        retried(lambda: os.replace(temporary, path))  # noqa: PTH105  # what the promise rests on
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable and os.name == "posix":
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.parent, READING)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def write_new(path: Path, content: bytes, mode: int, *, durable: bool = False) -> None:
+    descriptor = os.open(path, _WRITING, mode)
+    try:
+        if os.name == "posix":
+            os.fchmod(descriptor, mode)  # The umask may have taken some of it.
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def retried(work: Callable[[], T]) -> T:
+    """Try again for a second, as Windows refuses what another process has open."""
+    for _ in range(50):
+        try:
+            return work()
+        except PermissionError:
+            if os.name == "posix":
+                raise
+            time.sleep(0.02)
+    return work()
+
+
+def make_directory(path: Path, mode: int) -> bool:
+    """Make a directory with its parents, unless it is there.
+
+    Returns:
+        Whether it was made.
+
+    Raises:
+        OSError: If it cannot be made, or something else is in its place. For root in
+            another user's directory, a link is something else.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode)
+        except FileExistsError:
+            return False  # Another worker was first.
+        if os.name == "posix":
+            # The umask may have taken some of the mode. Not by the path: its owner
+            # could have put a link there since.
+            descriptor = os.open(path, _DIRECTORY)
+            try:
+                os.fchmod(descriptor, mode)
+            finally:
+                os.close(descriptor)
+        return True
+    if not is_directory(path):
+        link = stat.S_ISLNK(found.st_mode)
+        what = "a link of another user" if link else "another file"
+        raise NotADirectoryError(
+            errno.ENOTDIR, f"{what} is in the directory's place", str(path)
+        )
+    return False
+
+
+def is_directory(path: Path) -> bool:
+    """Tell whether it is a directory, and no link of another user seen by root."""
+    if path.is_symlink() and foreign_owner(path) is not None:
+        return False
+    return path.is_dir()
+
+
+def foreign_owner(*paths: Path) -> str | None:
+    """Return the other user to whom a directory or its parent belongs, seen by root.
+
+    A command that root runs stays out of it: the owner of a directory can put links
+    where root would read and write.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    for path in paths:
+        for place in (path, Path(os.path.realpath(path))):
+            # Where there is nothing yet, what is above decides.
+            while not os.path.lexists(place):
+                place = place.parent  # noqa: PLW2901
+            for found in (place, place.parent):
+                owner = found.lstat().st_uid
+                if owner != 0:
+                    return _user_name(owner)
+    return None
+
+
+def _user_name(number: int) -> str:
+    try:
+        import pwd  # noqa: PLC0415  # not on Windows
+
+        return pwd.getpwuid(number).pw_name
+    except (ImportError, KeyError):
+        return f"#{number}"
