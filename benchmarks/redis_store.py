@@ -47,7 +47,7 @@ def publish(store: RedisStore, *, enabled: bool) -> int:
 
 def work(where: str, pipe: Connection) -> None:
     """Be a worker, and say how busy it was in the end."""
-    kept = keeper_of(RedisStore.from_url(where)).switch(NAME)
+    kept = keeper_of(RedisStore.from_url(where)).follower(NAME)
     kept.enter()
     pipe.send("joined")
     while True:

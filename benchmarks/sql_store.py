@@ -44,7 +44,7 @@ def work(where: str, count: int, pipe: Connection) -> None:
     """Be some workers until told to end."""
     # Not through the registry, which has one keeper for one place in a process.
     keepers = [Keeper(open_store(where)) for _ in range(count)]
-    switches = [keeper.switch(NAME) for keeper in keepers]
+    switches = [keeper.follower(NAME) for keeper in keepers]
     for switch in switches:
         switch.enter()
     # What collecting garbage takes is the application's, and here paid by each worker.

@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple
 
 import fastapi.routing
 import starlette._utils
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
+from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import (
     BaseRoute,
@@ -156,7 +157,24 @@ def documentation_paths(app: object) -> set[str]:
 def is_standard(router: Router, *names: str) -> bool:
     """Tell whether a router does these things as FastAPI's or Starlette's own does."""
     known = APIRouter if isinstance(router, APIRouter) else Router
-    return all(getattr(type(router), name) is getattr(known, name) for name in names)
+    return all(getattr(type(router), name) == getattr(known, name) for name in names)
+
+
+def runs_as_usual(app: Starlette) -> bool:
+    """Tell whether an application runs its middlewares as FastAPI or Starlette does."""
+    build = getattr(app.build_middleware_stack, "__func__", None)
+    return any(
+        type(app).__call__ == known.__call__ for known in (FastAPI, Starlette)
+    ) and any(build == known.build_middleware_stack for known in (FastAPI, Starlette))
+
+
+def handles_as_usual(route: BaseRoute) -> bool:
+    """Tell whether a route hands a request on as FastAPI's or Starlette's own does."""
+    # Compared by value: what a tracer has wrapped is another object at each look.
+    return any(
+        isinstance(route, known) and type(route).handle == known.handle
+        for known in (APIRoute, Route, Mount, Host)
+    )
 
 
 def middlewares_of(router: Router) -> list[type]:
@@ -186,15 +204,20 @@ def is_included(route: BaseRoute) -> bool:
     return hasattr(route, "original_router")
 
 
+def route_path(scope: Scope) -> str | None:
+    """Return the path below the root path, by which routers choose, if it is known."""
+    return None if _get_route_path is None else _get_route_path(scope)
+
+
 def path_for_patterns(scope: Scope) -> str | None:
     """Return what a router compares with the patterns of its routes, if that is known.
 
     Starlette asks each route, which costs about 1 us; a pattern is compared in a tenth
     of that.
     """
-    if _get_route_path is None or "effective_route_context" in scope.get("fastapi", ()):
+    if "effective_route_context" in scope.get("fastapi", ()):
         return None
-    return _get_route_path(scope)
+    return route_path(scope)
 
 
 def match_frontend(router: Router, scope: Scope) -> RouteMatch | None:

@@ -36,11 +36,15 @@ TOKEN_LENGTH: Final = 16
 
 
 class HeldError(StoreError):
-    """Others hold maintenance on, and would be surprised by this change."""
+    """Others hold maintenance on, and this change could open under their work."""
 
 
 class CannotDrainError(ValueError):
     """The state could open by the clock, or is off: there is nothing to wait for."""
+
+
+class SupersededError(Exception):
+    """Another state was published in the meantime; raised within a change."""
 
 
 def _ahead(length: datetime | timedelta) -> datetime | timedelta:
@@ -161,21 +165,19 @@ class Changes:
         """
         on = before if before is not None and before.enabled else None
         others = others_holding(on)
-        opens = bool(options.at) or options.auto_off
-        opens = opens or bool(on and options.read_only and not on.read_only)
-        if others and opens:
+        lets_reads_in = on is not None and options.read_only and not on.read_only
+        if others and (options.at or options.auto_off or lets_reads_in):
             raise HeldError(
                 f"{', '.join(others)} holds maintenance; a planned start, auto_off or"
                 " read_only could let requests in too early; wait until the work is"
                 " done"
             )
-        begun = on is not None and on.starts_at is None and on.since is not None
-        since = on.since if on is not None and begun and on.since else self.now
+        since = on.since if on is not None and on.starts_at is None else None
         holders = on.holders if on is not None else ()
         if holders and OPERATOR not in holders:
             # A person's own ``on`` needs a name only beside the holds of others.
             holders = (*holders, OPERATOR)
-        state = options.state(since, self.now, holders)
+        state = options.state(since or self.now, self.now, holders)
         if on is not None and state.bypass is None and on.bypass is not None:
             state = state.replace(bypass=on.bypass)
         return _keep_unknown(before, state)
@@ -221,7 +223,7 @@ class Changes:
             if asked.retry_after is None
             else asked.retry_after,
             bypass=asked.bypass or before.bypass,
-            # The stricter of both: reads may disturb the one who did not ask for them.
+            # The stricter of both: reads may disturb the work that did not allow them.
             read_only=before.read_only and asked.read_only,
         )
 
@@ -232,7 +234,7 @@ class Changes:
         others = tuple(other for other in before.holders if other != holder)
         actor = holder.partition("#")[0]
         if stays and OPERATOR not in others:
-            # What stays on is a person's to open, without force.
+            # So that a person can open it without force.
             others = (*others, OPERATOR)
         if others:
             return before.replace(holders=others, actor=actor, close_after=None)
@@ -299,6 +301,17 @@ def published(
     return apply
 
 
+def replacing(stored: MaintenanceState | None, change: Change) -> Change:
+    """Return a change that raises ``SupersededError`` unless ``stored`` is there."""
+
+    def apply(before: MaintenanceState | None) -> MaintenanceState:
+        if before != stored:
+            raise SupersededError
+        return change(before)
+
+    return apply
+
+
 def others_holding(state: MaintenanceState | None) -> list[str]:
     """Return the programs that keep a state on, sorted."""
     if state is None or not state.enabled:
@@ -346,7 +359,7 @@ def new_token() -> str:
 
 
 def new_holder(actor: str | None = None) -> str:
-    """Return a name to hold maintenance by, which no other holder has."""
+    """Return a unique name to hold maintenance under."""
     return f"{actor or default_actor()}#{secrets.token_hex(4)}"
 
 

@@ -54,7 +54,7 @@ def seconds(value: object, name: str) -> float:
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it is negative, not finite, or beyond all reason.
+        ValueError: If it is negative, not finite, or more than 10**9.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
@@ -66,8 +66,22 @@ def seconds(value: object, name: str) -> float:
     return float(value)
 
 
+def fraction(value: float, name: str) -> float:
+    """Return a number from 0 to 1.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is less, more or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, such as 0.1, not {value!r}")
+    return float(value)
+
+
 def seconds_or_none(value: float | None) -> float | None:
-    """Return a number of seconds that a clock can wait for, or None."""
+    """Return a number of seconds, or None."""
     return None if value is None else seconds(value, "the number")
 
 
@@ -76,7 +90,7 @@ def whole_seconds(value: float | timedelta, name: str) -> int:
 
     Raises:
         TypeError: If it is neither a number nor a ``timedelta``.
-        ValueError: If it is negative, not finite, or beyond all reason.
+        ValueError: If it is negative, not finite, or more than 10**9.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()

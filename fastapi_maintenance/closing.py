@@ -11,7 +11,7 @@ import anyio
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .log import logger
-from .worker import Admission, Worker, held
+from .worker import Admission, Worker
 
 SERVICE_RESTART: Final = 1012
 """The code that tells a client of a WebSocket to connect again later."""
@@ -58,7 +58,7 @@ class Closing:
             await event.wait()
 
     def _own(self) -> Admission | None:
-        return next((a for a in held() if a.worker is self._worker), None)
+        return self._worker.own_admission()
 
 
 def close_websocket(admission: Admission, websocket: WebSocket) -> None:

@@ -29,22 +29,22 @@ BYPASS_COOKIE: Final = "maintenance_bypass"
 
 _CACHED_ROUTES: Final = 1024
 
-_numbers: Final = count(1)
+_guard_numbers: Final = count(1)
 
 
 class Coverage(NamedTuple):
-    """What is true of a route whatever the state is.
+    """What is true of a route in every state.
 
     Attributes:
         exempt: Whether it is open under maintenance, by its marker or as documentation,
             and never counted.
         label: How it is shown in a drain.
-        key: Keeps the cached route alive, so that its id is not given to another one.
+        pinned: The route and its like, alive while their ids are the key of a cache.
     """
 
     exempt: bool
     label: str
-    key: object = None
+    pinned: object = None
 
 
 class Decision:
@@ -58,7 +58,7 @@ class Decision:
         spread: The fraction by which ``Retry-After`` is lengthened at random.
 
     Attributes:
-        key: Under which a request that was admitted is noted in its scope.
+        key: Where a scope has the ``GuardedRequest`` that was admitted.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Decision:
         self._retry_after = retry_after
         self._spread = spread
         self.random: Callable[[], float] = random.random
-        self._probed = False
         self._coverage: dict[tuple[int, int, int], Coverage] = {}
-        self._unreachable = False
-        self._joined_late = False
-        self.key: str = f"fastapi_maintenance.{next(_numbers)}"
+        self._warned_of_probe = False
+        self._warned_of_outage = False
+        self._warned_of_late_join = False
+        self.key: str = f"fastapi_maintenance.{next(_guard_numbers)}"
 
     def admit_or_refuse(
         self,
@@ -89,15 +89,15 @@ class Decision:
     ) -> Coroutine[Any, Any, None] | None:
         """Let a matched request run, counted on a stack, or refuse it.
 
-        Nothing is awaited unless it must be, as every request pays for a coroutine.
+        Every request would pay for a coroutine, so this is none.
 
         Args:
-            connection: What exempt handlers are asked about.
-            stack: Holds the count; None where this FastAPI has none.
-            coverage: What is true of the route, if that is known already.
+            connection: The request, for exempt handlers.
+            stack: Ends the count when it closes; None where this FastAPI has none.
+            coverage: What is true of the route, if that is known.
 
         Returns:
-            None if that is all, else what is left to await.
+            None if all is decided, else what is left to await.
 
         Raises:
             MaintenanceError: If it is refused; or ``WebSocketException``. What is left
@@ -117,7 +117,7 @@ class Decision:
             and self.switch.in_force(state)
             and not _lets_in(state, scope)
         ):
-            # To refuse, nothing has to be counted: no work will run.
+            # No work will run, so nothing has to be counted.
             self.refuse(scope, state)
         admission = worker.admit(coverage.label)
         if admission is None:
@@ -126,15 +126,14 @@ class Decision:
             worker.mark_uncounted("this FastAPI has no exit stack to count requests on")
             admission.release()
         else:
-            # At once: a request that is cancelled at the next await must give its
-            # count back.
+            # Before any await, at which the request could be cancelled.
             stack.push(admission)
             if scope["type"] == "websocket" and isinstance(connection, WebSocket):
                 close_websocket(admission, connection)
         if admission.state.enabled:
             return self._decide(connection, admission)
         if not admission.ended:
-            admission.__enter__()
+            admission.enter_context()
         return None
 
     @property
@@ -160,10 +159,10 @@ class Decision:
         Raises:
             MaintenanceError: Always; or ``WebSocketException``.
         """
-        if not self._probed:
+        if not self._warned_of_probe:
             prober = prober_of(scope)
             if prober is not None:
-                self._probed = True
+                self._warned_of_probe = True
                 logger.warning(
                     "a health check (%r) is refused at %r, and may have this service"
                     " restarted or taken out: mark its endpoint @maintenance_exempt",
@@ -174,11 +173,12 @@ class Decision:
 
     def coverage(self, scope: Scope) -> Coverage:
         """Return what is true of the matched route, from a bounded cache."""
-        # By identity: neither routes nor FastAPI's own objects are hashable by it. An
-        # included route is shared, and told apart by its context (from 0.137 on). What
-        # is documentation depends on the application.
-        own = scope.get("fastapi")
-        context = own.get("effective_route_context") if own else None
+        # From FastAPI 0.137 on, an included route is shared, and only its context
+        # differs. What is documentation depends on the application.
+        fastapi_scope = scope.get("fastapi")
+        context = (
+            fastapi_scope.get("effective_route_context") if fastapi_scope else None
+        )
         route, app = scope.get("route"), scope.get("app")
         key = (id(route), id(context), id(app))
         known = self._coverage.get(key) if route is not None else None
@@ -189,9 +189,9 @@ class Decision:
                 or has_mark(app)
                 or is_documentation(scope, effective),
                 label=label_of(scope, effective),
-                key=(route, context, app),
+                pinned=(route, context, app),
             )
-            # A frontend has no route of its own, and is looked at each time.
+            # A frontend has no route of its own, and is not cached.
             if route is not None:
                 if len(self._coverage) >= _CACHED_ROUTES:
                     self._coverage.clear()
@@ -199,18 +199,18 @@ class Decision:
         return known
 
     async def join(self) -> bool:
-        """Join at a first request, and say once in the log when that fails."""
-        late = not self.switch.worker.joined
+        """Join at a first request, and log once if that fails."""
+        late = not self.switch.worker.joined and not is_in_process(self.switch.store)
         try:
             await self.switch.join()
         except StoreError as error:
-            if not self._unreachable:
+            if not self._warned_of_outage:
                 logger.error("refusing until the state is known: %s", error)  # noqa: TRY400  # its text says all, and once
-            self._unreachable = True
+            self._warned_of_outage = True
             return False
-        self._unreachable = False
-        if late and not self._joined_late and not is_in_process(self.switch.store):
-            self._joined_late = True
+        self._warned_of_outage = False
+        if late and not self._warned_of_late_join:
+            self._warned_of_late_join = True
             logger.warning(
                 "maintenance: %s: a worker joined at its first request, and no command"
                 " saw it before; use FastAPI(lifespan=guard.lifespan)",
@@ -219,10 +219,7 @@ class Decision:
         return True
 
     def unknown(self) -> MaintenanceError:
-        """Return the error while the state has never been known.
-
-        A worker that could join and has not admits nothing.
-        """
+        """Return the error of a worker that has not joined, and so admits nothing."""
         return self.error(MaintenanceState(enabled=True))
 
     async def _join_first(
@@ -238,6 +235,7 @@ class Decision:
             await pending
 
     async def _decide(self, connection: HTTPConnection, admission: Admission) -> None:
+        """Refuse an admitted request while maintenance is on, unless it is let in."""
         while self.switch.in_force(admission.state):
             state = admission.state
             if _lets_in(state, connection.scope):
@@ -247,21 +245,18 @@ class Decision:
             except BaseException:
                 admission.release()
                 raise
-            if self._handlers and self.switch.worker.recheck(admission):
-                continue  # The state has changed while a handler was asked.
+            if self._handlers and self.switch.worker.readmit(admission):
+                continue  # The state has changed while the handlers ran.
             if exempt:
                 break
             admission.release()
             self.refuse(connection.scope, state)
         if not admission.ended:
-            admission.__enter__()
+            admission.enter_context()
 
 
 class AdmittedWork:
-    """Work outside of requests that obeys the switch and is counted.
-
-    It is what ``MaintenanceGuard.admit`` returns.
-    """
+    """What ``MaintenanceGuard.admit`` returns: work outside of requests, counted."""
 
     def __init__(self, decision: Decision) -> None:
         self._decision = decision
@@ -269,7 +264,6 @@ class AdmittedWork:
 
     def __enter__(self) -> None:
         if self._admission is not None:
-            # A second count in its place would lose the first one.
             raise RuntimeError("already entered; call guard.admit() for each work")
         switch = self._decision.switch
         admission = None
@@ -279,7 +273,7 @@ class AdmittedWork:
         if switch.in_force(admission.state):
             admission.release()
             raise self._decision.error(admission.state)
-        self._admission = admission.__enter__()
+        self._admission = admission.enter_context()
 
     def __exit__(
         self,
@@ -307,7 +301,7 @@ class AdmittedWork:
 
 def _lets_in(state: MaintenanceState, scope: Scope) -> bool:
     """Tell whether the state itself makes an exception for a request."""
-    if state.read_only and scope.get("method") in SAFE_METHODS:
+    if state.read_only and scope["type"] == "http" and scope["method"] in SAFE_METHODS:
         return True
     return state.bypass is not None and _has_bypass(scope, state.bypass)
 

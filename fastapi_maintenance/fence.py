@@ -29,13 +29,13 @@ SILENT_AFTER: Final = 3.0
 LOST_AFTER: Final = 5.0
 """Seconds without an answer, by the coordinator's own clock, after which it is lost."""
 
-RETURN: Final = 2 * HEARTBEAT
-"""Seconds for which a worker that was silent before the first look is waited for."""
+RETURN_GRACE: Final = 2 * HEARTBEAT
+"""Seconds in which a worker that was silent before the first look may answer."""
 
 SETTLING: Final = 3.0
 """Seconds that a new roster is given for workers that remember an older one."""
 
-_NAMED: Final = 5
+_NAMES_SHOWN: Final = 5
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -114,10 +114,10 @@ class Receipt(NamedTuple):
 
     Attributes:
         generation: The roster that the worker is now in.
-        complete: Whether nobody has testified that this roster lacks workers.
+        complete: Whether no worker has testified that this roster lacks workers.
         replaced: Whether an earlier report of this worker was there.
-        young: Whether the server has just started, so that others may still write back
-            a state that it has lost.
+        young: Whether the server has just started, so that a worker may still write
+            back a state that it has lost.
     """
 
     generation: str
@@ -132,7 +132,7 @@ class Roster:
 
     Attributes:
         generation: Changes whenever the roster is made again; ``""`` without a roster.
-        complete: Whether nobody has testified that workers are missing.
+        complete: Whether no worker has testified that workers are missing.
         age: Seconds since it was made, by the store's clock.
         members: The ids of all that have joined and not left.
         workers: Their reports.
@@ -209,8 +209,8 @@ def roster_of(
     """Return what a coordinator sees.
 
     Args:
-        membership: Who has joined. None where that is not stored: what reports there
-            are, a loss has left.
+        membership: Who has joined. None where that is not stored: reports that are
+            there are left over from a loss.
         workers: Their reports.
         now: The time by the store's clock.
         uncounted: Whether workers exist that could not join.
@@ -220,7 +220,8 @@ def roster_of(
     return Roster(
         generation=membership.generation,
         complete=membership.complete,
-        age=max(0.0, now - membership.made),
+        # A clock that was put back must not make an old roster new for ever.
+        age=abs(now - membership.made),
         members=membership.members,
         workers=tuple(workers),
         uncounted=uncounted,
@@ -300,7 +301,7 @@ def count_before(worker: WorkerReport, state: MaintenanceState) -> int:
 
 
 def blocks_drain(worker: WorkerReport, state: MaintenanceState) -> bool:
-    """Tell whether a request from before a publication may run on a worker."""
+    """Tell whether a request from before a publication may be running on a worker."""
     if worker.liveness == "dead":
         return False
     # A larger epoch may be of another history. If it follows this publication, the
@@ -337,7 +338,7 @@ class Fence:
 
     def __post_init__(self) -> None:
         # A worker that joins after a look reads the publication; one that joined after
-        # ``before`` was read may not have. So the watch begins with the first look.
+        # ``before`` was read may not have. So the first look decides.
         self._generation = self.before.generation
         self._known = set(self.before.members)
 
@@ -352,7 +353,7 @@ class Fence:
             own: Per worker, the requests that wait for this very drain.
         """
         if clock - self._looked > SILENT_AFTER:
-            # This coordinator was stopped, and has not heard what workers said.
+            # This process was stopped, and has not heard what workers said.
             self.pause()
         self._looked = clock
         self._remember(roster)
@@ -390,7 +391,7 @@ class Fence:
         reason = (
             f"{len(missing)} worker(s) have joined and their reports are missing;"
             " remove those that are gone:"
-            f" fastapi-maintenance forget {' '.join(sorted(missing)[:_NAMED])}"
+            f" fastapi-maintenance forget {' '.join(sorted(missing)[:_NAMES_SHOWN])}"
         )
         since = min(self._answered[worker][1] for worker in missing)
         return Verdict("lost", reason, final=clock - since >= LOST_AFTER)
@@ -404,21 +405,19 @@ class Fence:
         dead = {worker.id for worker in roster.workers if worker.liveness == "dead"}
         intact = roster.generation == self._generation and roster.complete
         if not self._saw_complete and self._is_settled(roster):
-            # Complete for the first time, which is where the watch begins.
+            # Complete for the first time: from here on, no worker is forgotten.
             self._saw_complete, intact = True, True
             self._generation = roster.generation
         if not roster.generation and not self.in_process:
-            pass  # No roster is no answer: who was on the last one is still waited for.
-        elif not self._saw_complete:
-            self._generation = roster.generation
-            self._known = set(roster.members)
-        elif intact:
+            known = self._known  # No roster is no answer: the last one still counts.
+        elif intact or not self._saw_complete:
             # While the roster stands, a worker leaves the list only by leaving in order
             # or by a proof of death.
-            self._known = set(roster.members)
+            self._generation = roster.generation
+            known = set(roster.members)
         else:
-            self._known |= roster.members
-        self._known -= dead
+            known = self._known | roster.members
+        self._known = known - dead
 
     def _missing(self, roster: Roster, clock: float) -> set[str]:
         listed = {worker.id for worker in roster.workers}
@@ -437,7 +436,7 @@ class Fence:
             if self._first and worker.age >= LOST_AFTER:
                 # It was silent before the first look. After an outage of the store,
                 # all workers were, and come back with their next heartbeat.
-                since = clock - (LOST_AFTER - RETURN)
+                since = clock - (LOST_AFTER - RETURN_GRACE)
             elif known is None or _is_newer(worker, known):
                 since = clock
             self._answered[worker.id] = worker, since
@@ -482,7 +481,7 @@ def judge_number(
 def foresee(roster: Roster, workers: int | None) -> Verdict | None:
     """Return the verdict that no wait can change, if there is one.
 
-    It is what a command asks before it changes anything.
+    A command asks this before it changes anything.
     """
     silent = {w.id: w.age for w in roster.living if w.age >= LOST_AFTER}
     if silent:
@@ -519,9 +518,20 @@ def distinct_hosts(workers: Iterable[WorkerReport]) -> int:
     return len({worker.host for worker in workers})
 
 
-def shown_age(seconds: float) -> str:
-    """Return the age of a request or of a report for people."""
-    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"  # noqa: PLR2004  # two digits
+def shown_span(seconds: float) -> str:
+    """Return a length of time for people, in two units at most."""
+    if seconds < 9.95:  # noqa: PLR2004  # what is shown with a tenth
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    for size, unit, smaller, rest_unit in (
+        (86_400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {rest_unit}" if rest else "")
+    return f"{whole} s"
 
 
 def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) -> str:
@@ -532,22 +542,21 @@ def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) 
         state: The present state.
         now: The time to judge by.
     """
-    acknowledged = has_acknowledged(worker, state)
-    if not state.in_force(now):
-        text = "serving" if acknowledged else "not acknowledged"
-    elif state.needs_clock:
-        # Requests from before its start were admitted under the same epoch.
-        text = "refusing" if acknowledged else "not acknowledged"
-    elif not blocks_drain(worker, state):
-        text = "drained"
-    else:
-        left = count_before(worker, state)
-        text = f"draining ({left} left)" if left else "not acknowledged"
+    in_force, left = state.in_force(now), count_before(worker, state)
     if worker.uncounted:
         text = "cannot be counted"
+    elif in_force and left and not state.needs_clock:
+        text = f"draining ({left} left)"
+    elif not has_acknowledged(worker, state):
+        text = "not acknowledged"
+    elif not in_force:
+        text = "serving"
+    else:
+        # Requests from before a planned start were admitted under the same epoch.
+        text = "refusing" if state.needs_clock else "drained"
     if worker.liveness != "silent":
         return text
-    silent = f"no answer for {shown_age(worker.age)}"
+    silent = f"no answer for {shown_span(worker.age)}"
     return f"drained, {silent}" if text == "drained" else silent
 
 
@@ -558,29 +567,31 @@ def _names(
 ) -> str:
     if not workers:
         return ""
-    names = []
-    for worker in workers:
-        name = worker.name
-        if state is not None:
-            name += f" ({count_before(worker, state)} in flight)"
-        if state is not None and worker.oldest is not None:
-            name = f"{worker.name}: {worker.oldest.route}, "
-            name += shown_age(worker.oldest.seconds)
-            more = count_before(worker, state) - 1
-            name += f" (and {more} more)" if more > 0 else ""
-        names.append(name)
-    others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{what} {'; '.join(names[:_NAMED])}{others}"
+    names = [
+        worker.name if state is None else _running_on(worker, state)
+        for worker in workers
+    ]
+    more = len(names) - _NAMES_SHOWN
+    others = f" and {more} more" if more > 0 else ""
+    return f"{what} {'; '.join(names[:_NAMES_SHOWN])}{others}"
+
+
+def _running_on(worker: WorkerReport, state: MaintenanceState) -> str:
+    count, oldest = count_before(worker, state), worker.oldest
+    if oldest is None:
+        return f"{worker.name} ({count} in flight)"
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return f"{worker.name}: {oldest.route}, {shown_span(oldest.seconds)}{more}"
 
 
 def _lost(workers: Collection[WorkerReport], silent: Mapping[str, float]) -> str:
     names = [
         f"{worker.name} has not answered for"
-        f" {shown_age(max(silent[worker.id], worker.age))}"
+        f" {shown_span(max(silent[worker.id], worker.age))}"
         for worker in workers
     ]
     ids = " ".join(worker.id for worker in workers)
     return (
-        f"{', '.join(names[:_NAMED])}, and nothing proves that it is gone; if it is:"
-        f" fastapi-maintenance forget {ids}"
+        f"{', '.join(names[:_NAMES_SHOWN])}, and nothing proves that it is gone; if it"
+        f" is: fastapi-maintenance forget {ids}"
     )

@@ -36,14 +36,14 @@ class UntrustedFileError(OSError):
     """The path holds something that cannot be a file of ours."""
 
 
-def read_small(path: Path, flags: int = 0) -> bytes | None:
+def read_small(path: Path, limit: int, flags: int = 0) -> bytes | None:
     """Read a small regular file whole; None when there is none.
 
     Links are followed by default: a mounted ConfigMap is made of them.
 
     Raises:
         UntrustedFileError: If it is a device, a pipe, a directory, a dangling link,
-            larger than 64 KiB, or writable by everyone.
+            larger than the limit, or writable by everyone.
         OSError: If it cannot be read.
     """
     try:
@@ -62,12 +62,24 @@ def read_small(path: Path, flags: int = 0) -> bytes | None:
             raise UntrustedFileError(
                 f"{path} is writable by everyone; `chmod o-w` it first"
             )
-        content = os.read(descriptor, SIZE_LIMIT + 1)
-        if len(content) > SIZE_LIMIT:
-            raise UntrustedFileError(f"{path} is larger than {SIZE_LIMIT} bytes")
+        content = os.read(descriptor, limit + 1)
+        if len(content) > limit:
+            raise UntrustedFileError(f"{path} is larger than {limit} bytes")
         return content
     finally:
         os.close(descriptor)
+
+
+def read_own(path: Path, limit: int) -> bytes | None:
+    """Read a file that this package has made, which is never a link.
+
+    Raises:
+        UntrustedFileError: If it is a link, or as for ``read_small``.
+        OSError: If it cannot be read.
+    """
+    if path.is_symlink():
+        raise UntrustedFileError(f"{path} is a link")
+    return read_small(path, limit, NO_LINK)
 
 
 def replace(path: Path, content: bytes, mode: int, *, durable: bool = False) -> None:
@@ -94,6 +106,11 @@ def replace(path: Path, content: bytes, mode: int, *, durable: bool = False) -> 
 
 
 def write_new(path: Path, content: bytes, mode: int, *, durable: bool = False) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        OSError: If it is there, or cannot be written.
+    """
     descriptor = os.open(path, _WRITING, mode)
     try:
         if os.name == "posix":

@@ -15,12 +15,12 @@ from starlette.types import ASGIApp
 from ._fastapi import OUTER_STACK
 from .asgi.wrap import GuardedApp
 from .changes import EnableOptions
-from .checks import check_listener, check_text, whole_seconds
+from .checks import check_listener, check_text, fraction, whole_seconds
 from .closing import Closing
 from .decision import AdmittedWork, Decision
 from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
-from .refusal import DEFAULT_DETAIL, fraction, openapi_responses
+from .refusal import DEFAULT_DETAIL, openapi_responses
 from .state import MaintenanceState
 from .stores import Store, StoreError, as_store, location
 from .switch import DrainOptions, Switch
@@ -111,7 +111,7 @@ class MaintenanceGuard:
         decision = self._decision
         request = scope.get(decision.key)
         if request is not None and request.is_running():
-            # Decided outside of the application. Its route is known here.
+            # Decided by the middleware or ``wrap``; its route is known here.
             request.reached(scope)
             return
         pending = decision.admit_or_refuse(connection, scope.get(OUTER_STACK))
@@ -131,7 +131,7 @@ class MaintenanceGuard:
         """The last state that this worker knows.
 
         Raises:
-            StoreError: If it has not joined its store, and that can say nothing without
+            StoreError: If it has not joined, and the store cannot be read without
                 waiting; the message names the remedy.
         """
         return self._switch.state
@@ -141,7 +141,7 @@ class MaintenanceGuard:
         """Whether guarded requests are refused at this moment.
 
         Raises:
-            StoreError: As ``state`` does.
+            StoreError: As for ``state``.
         """
         return self._switch.in_force(self.state)
 
@@ -163,8 +163,8 @@ class MaintenanceGuard:
         guarded request.
 
         Raises:
-            StoreError: If the store cannot be reached for 10 seconds, so that a
-                roll-out stops instead of replacing good workers by refusing ones.
+            StoreError: If the store cannot be reached for 10 seconds. A roll-out then
+                stops, and does not replace workers by some that refuse.
         """
         from .inventory import warn_of_uncovered  # noqa: PLC0415  # needed once, here
 
@@ -173,7 +173,7 @@ class MaintenanceGuard:
             try:
                 await stack.enter_async_context(self._switch.attached())
             except StoreError as error:
-                # Servers print the whole chain above the one line that says why.
+                # Without the chain, which servers print above the line that matters.
                 raise StoreError(str(error)) from None
             yield
 
@@ -258,9 +258,9 @@ class MaintenanceGuard:
 
         Args:
             timeout: Seconds.
-            workers: How many workers must have joined. The exact number also completes
-                a list of workers that the store may have lost. None trusts the list,
-                which must be complete and have at least one worker; 0 accepts none.
+            workers: How many workers must have joined. Give the exact number when the
+                roster is not known to be complete. None trusts the roster, which must
+                be complete and have at least one worker; 0 accepts none.
             close_after: Seconds after which counted WebSockets are closed with 1012,
                 and ``guard.closing`` tells streams to end.
 
@@ -283,7 +283,7 @@ class MaintenanceGuard:
         workers: int | None = None,
         stay_on_error: bool = True,
     ) -> AbstractAsyncContextManager[DrainReport]:
-        """Run a block under maintenance, when nothing else is running any more.
+        """Run a block under maintenance, once no request from before is running.
 
         Args:
             message: What refused clients read.

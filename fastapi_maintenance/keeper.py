@@ -1,7 +1,11 @@
-"""The thread that follows a store: learn a newer state, adopt it, report.
+"""Following a store: learn a newer state, adopt it, report.
 
-The order is the one that the fence rests on. A worker reports before it reads the state
-for the first time, and adopts a state before it reports it.
+There is one ``Keeper`` for each store: the thread, and when it looks. It has one
+``Follower`` for each switch, which does the work of a look, and drives the ``Worker``,
+which counts requests and does no I/O.
+
+The fence rests on the order. A worker reports before it reads the state for the first
+time, and adopts a state before it reports it.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import time
 import weakref
 from typing import Final
 
-from .changes import published
+from .changes import SupersededError, published, replacing
 from .fence import HEARTBEAT, Receipt, WorkerReport, new_generation
 from .log import logger
 from .state import MaintenanceState
 from .stores import (
     CannotJoinError,
+    Change,
     FencedStore,
     Store,
     StoreError,
@@ -34,7 +39,7 @@ QUICK: Final = 0.01
 """Seconds between two looks while older requests are in flight."""
 
 QUICK_REMOTE: Final = 0.2
-"""The same for a store whose reads cost a query and that cannot wake anybody."""
+"""The same for a store whose reads cost a query, and that has no ``wait``."""
 
 STALE: Final = 1.0
 """Seconds without a look after which a request looks at a local store itself."""
@@ -49,8 +54,11 @@ YOUNG_SERVER: Final = 5.0
 """Seconds in which workers write back what a restarted server has lost."""
 
 
-class _MovedOnError(Exception):
-    """Another publication came first."""
+LEAVING: Final = 2.0
+"""Seconds for which a worker that leaves waits for work that is about to end.
+
+Servers cancel what is left of long streams, and end the lifespan at the same moment.
+"""
 
 
 class Keeper:
@@ -63,39 +71,44 @@ class Keeper:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.fence: FencedStore | None = store if has_fence(store) else None
-        self._switches: weakref.WeakValueDictionary[str, _Kept] = (
+        self._followers: weakref.WeakValueDictionary[str, Follower] = (
             weakref.WeakValueDictionary()
         )
-        self._renew()
+        self._reset()
         _keepers.add(self)
 
-    def _renew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._news = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def switch(self, name: str) -> _Kept:
-        """Return this process's one worker for a switch, with what keeps it."""
+    def follower(self, name: str) -> Follower:
+        """Return this process's one follower of a switch."""
         with self._lock:
-            kept = self._switches.get(name)
-            if kept is None:
-                kept = self._switches[name] = _Kept(self, name)
-            return kept
+            follower = self._followers.get(name)
+            if follower is None:
+                follower = self._followers[name] = Follower(self, name)
+            return follower
+
+    def followers(self) -> list[Follower]:
+        """Return the followers of the switches that are in use."""
+        with self._lock:
+            return list(self._followers.values())
 
     def wake(self) -> None:
-        """Look at the store now."""
-        self._news.set()
+        """Have the thread look at the store now."""
+        self._woken.set()
         wake = getattr(self.store, "wake", None)
         if wake is not None:
             wake()
 
     def look(self) -> None:
-        """Look at the store in this thread, where no thread follows it."""
-        for kept in self._present():
-            kept.tend()
+        """Look at every switch in this thread, where the keeper has none."""
+        for follower in self.followers():
+            follower.look()
 
-    def watch(self) -> None:
-        """Have a thread that follows the store, unless nothing else can set it."""
+    def start(self) -> None:
+        """Start the thread, unless it runs or nothing else can set the store."""
         if is_in_process(self.store):
             return
         with self._lock:
@@ -103,25 +116,25 @@ class Keeper:
                 return
             self._thread = threading.Thread(
                 target=_run,
-                args=(weakref.ref(self), self.store, self._news),
+                args=(weakref.ref(self), self.store, self._woken),
                 name="fastapi-maintenance keeper",
                 daemon=True,
             )
             self._thread.start()
-        # The thread ends at once when this keeper is dropped, however long it waits.
-        weakref.finalize(self, self._news.set).atexit = False
+        # A thread that waits ends at once when this keeper is collected.
+        weakref.finalize(self, self._woken.set).atexit = False
 
-    def round(self) -> float | None:
-        """Look at every switch once.
+    def poll(self) -> float | None:
+        """Look at every switch that was joined, in the keeper's thread.
 
         Returns:
-            Seconds until the next round; None if no switch is left to follow.
+            Seconds until the next time; None if there is none, and the thread ends.
         """
-        present = [kept for kept in self._present() if kept.worker.joined]
+        joined = [follower for follower in self.followers() if follower.worker.joined]
         pauses = []
-        for kept in present:
+        for follower in joined:
             try:
-                pauses.append(kept.tend())
+                pauses.append(follower.look())
             except Exception:
                 logger.exception(
                     "maintenance: the keeper of a worker failed; it goes on"
@@ -130,28 +143,29 @@ class Keeper:
         if pauses:
             return min(pauses)
         with self._lock:
-            # A switch that joins at this moment starts another thread.
-            if any(kept.worker.joined for kept in self._switches.values()):
+            # A worker that joins after this starts another thread.
+            if any(follower.worker.joined for follower in self._followers.values()):
                 return 0.0
             self._thread = None
             return None
 
-    def _present(self) -> list[_Kept]:
-        with self._lock:
-            return list(self._switches.values())
-
     def forked(self) -> None:
         """Begin again in a child: another worker, and no thread."""
-        self._renew()
+        self._reset()
         forked = getattr(self.store, "forked", None)
         if forked is not None:
             forked()
-        for kept in list(self._switches.values()):
-            kept.renew()
+        for follower in list(self._followers.values()):
+            follower.reset()
 
 
-class _Kept:
-    """One worker, and what its keeper remembers of it."""
+class Follower:
+    """Follows one switch for this process's worker: joins, looks, reports, leaves.
+
+    Args:
+        keeper: The keeper of the store, whose thread calls ``look``.
+        name: The switch.
+    """
 
     def __init__(self, keeper: Keeper, name: str) -> None:
         self.keeper = keeper
@@ -165,6 +179,7 @@ class _Kept:
         self._reset()
 
     def _reset(self) -> None:
+        # Held while the store is used for this worker.
         self._io = threading.Lock()
         self._joining = threading.Lock()
         self._failed: tuple[float, Exception] | None = None
@@ -172,13 +187,13 @@ class _Kept:
         self._reported: WorkerReport | None = None
         self._reported_at = 0.0
         self._reaped_at = 0.0
-        self._latest: WorkerReport | None = None
         self._collected_at = 0.0
-        self._seen_when_collected = (0, 0)
+        self._owes_testimony = False
 
-    def renew(self) -> None:
-        self.worker.renew()
-        self.worker.notifier.renew()
+    def reset(self) -> None:
+        """Begin again after a fork."""
+        self.worker.reset()
+        self.worker.notifier.reset()
         self._reset()
 
     def join(self) -> None:
@@ -199,10 +214,18 @@ class _Kept:
             try:
                 with self._io:
                     self._join()
+                self.keeper.start()
             except Exception as error:
-                self._failed = (time.monotonic(), error)
-                raise
-        self.keeper.watch()
+                # Without a thread, it would admit and never learn of a change.
+                self.worker.joined = False
+                failed = error
+                if not isinstance(error, StoreError):
+                    failed = StoreError(
+                        f"{self.worker.title} cannot be joined:"
+                        f" {type(error).__name__}: {error}"
+                    )
+                self._failed = (time.monotonic(), failed)
+                raise failed from error.__cause__ if failed is error else error
 
     def enter(self) -> None:
         """Join for one more user of this worker."""
@@ -212,24 +235,32 @@ class _Kept:
 
     def leave(self) -> None:
         """Leave the store when the last user does. Work in flight keeps the report."""
-        with self._joining, self._io:
+        with self._joining:
             self._users = max(0, self._users - 1)
-            if self._users or not self.worker.leave():
+            if self._users:
                 return
+            limit = time.monotonic() + LEAVING
+            while self.worker.joined and not self._leave():
+                if time.monotonic() >= limit:
+                    return
+                time.sleep(QUICK)
+                self.look()
+
+    def _leave(self) -> bool:
+        with self._io:
+            if not self.worker.leave():
+                return False
             if self.keeper.fence is None:
-                return
+                return True
             try:
                 self.keeper.fence.remove(self.name, self.worker.id)
             except StoreError as error:
                 if self.worker.counted:
                     logger.warning("maintenance: left, but its report stays: %s", error)
+            return True
 
-    def tend(self) -> float:
-        """Look at the store, adopt, report.
-
-        Returns:
-            Seconds until the next time.
-        """
+    def look(self) -> float:
+        """Look at the store once: adopt, report; return the seconds until the next."""
         with self._io:
             if not self.worker.joined:
                 return HEARTBEAT
@@ -241,6 +272,8 @@ class _Kept:
 
     def _join(self) -> None:
         worker, fence = self.worker, self.keeper.fence
+        # An attempt that failed has admitted nothing, and has nothing to testify.
+        worker.generation = None
         counted, young = False, False
         cannot: CannotJoinError | None = None
         if fence is not None:
@@ -252,7 +285,7 @@ class _Kept:
                 self._problems.say("join", f"is not counted: {error}")
         try:
             state = self._read()
-            if state is None and young:
+            if young and (state is None or not state.enabled):
                 state = self._await_write_back()
         except StoreError as error:
             if cannot is None or not isinstance(error.__cause__, PermissionError):
@@ -282,21 +315,20 @@ class _Kept:
     def _await_write_back(self) -> MaintenanceState:
         """Wait for others to write back what a restarted server has lost."""
         limit = time.monotonic() + YOUNG_SERVER
+        state = None
         while time.monotonic() < limit:
             time.sleep(0.1)
             state = self._read()
-            if state is not None:
+            if state is not None and state.enabled:
                 return state
+        if state is not None:
+            return state
 
-        def off(before: MaintenanceState | None) -> MaintenanceState:
-            if before is not None:
-                raise _MovedOnError
-            # With a tag, so that it is not taken for what a person has written.
-            return MaintenanceState(epoch=1, tag=new_generation())
-
+        # With a tag, so that it is not taken for what a person has written.
+        off = MaintenanceState(epoch=1, tag=new_generation())
         try:
-            return self.keeper.store.publish(self.name, off)
-        except _MovedOnError:
+            return self.keeper.store.publish(self.name, replacing(None, lambda _: off))
+        except SupersededError:
             return self._read() or MaintenanceState()
 
     def _follow(self) -> None:
@@ -324,7 +356,7 @@ class _Kept:
             # What was published has a tag, so that a person has written this.
             if stored not in (known, worker.edited):
                 self._publish_edit(stored)
-        elif worker.knows(stored.tag):
+        elif worker.has_adopted(stored.tag):
             # The store was put back to what it was before.
             self._write_back(stored)
         else:
@@ -334,13 +366,7 @@ class _Kept:
     def _write_back(self, stored: MaintenanceState | None) -> None:
         """Store the known state again, where it was lost or rolled back."""
         known = self.worker.state
-
-        def change(before: MaintenanceState | None) -> MaintenanceState:
-            if before != stored:
-                raise _MovedOnError
-            return known
-
-        if self._publish(change):
+        if self._publish(stored, lambda _: known):
             logger.warning(
                 "maintenance: %s: the store had lost the state of epoch %d, which was"
                 " written back",
@@ -350,28 +376,16 @@ class _Kept:
             self._testify()
 
     def _merge(self, stored: MaintenanceState) -> None:
+        """Publish the stored or the known state, whichever is enabled, above both."""
         known = self.worker.state
         winner = stored if stored.enabled or not known.enabled else known
-
-        def change(before: MaintenanceState | None) -> MaintenanceState:
-            if before != stored:
-                raise _MovedOnError
-            epoch = max(stored.epoch, known.epoch) + 1
-            return winner.replace(epoch=epoch)
-
-        self._publish(change)
+        epoch = max(stored.epoch, known.epoch) + 1
+        self._publish(stored, lambda _: winner.replace(epoch=epoch))
 
     def _publish_edit(self, edited: MaintenanceState) -> None:
         """Publish what a person has written by hand."""
         known = self.worker.state
-        keep = published(lambda _: edited, above=[known.epoch])
-
-        def change(before: MaintenanceState | None) -> MaintenanceState:
-            if before != edited:
-                raise _MovedOnError
-            return keep(before)
-
-        if not self._publish(change):
+        if not self._publish(edited, published(lambda _: edited, above=[known.epoch])):
             # A file that cannot be written, or a link that something else maintains.
             # No drain can tell who has seen it.
             self.worker.adopt(
@@ -379,10 +393,15 @@ class _Kept:
             )
             self.worker.edited = edited
 
-    def _publish(self, change: object) -> bool:
+    def _publish(self, stored: MaintenanceState | None, change: Change) -> bool:
+        """Publish in place of what is stored, unless that has changed since.
+
+        Returns:
+            Whether the store can be set.
+        """
         try:
-            state = self.keeper.store.publish(self.name, change)  # type: ignore[arg-type]  # one of the above
-        except _MovedOnError:
+            state = self.keeper.store.publish(self.name, replacing(stored, change))
+        except SupersededError:
             return True
         except StoreError as error:
             self._problems.say("publish", f"cannot write the state back: {error}")
@@ -400,7 +419,7 @@ class _Kept:
         due = now - self._reported_at >= HEARTBEAT
         if not self.worker.counted and not due:
             return
-        report = self._latest = self.worker.report()
+        report = self.worker.report()
         if not due and not _is_news(report, self._reported):
             return
         try:
@@ -425,8 +444,9 @@ class _Kept:
             remove_dead(fence, self.name)
 
     def _count_from_now_on(self) -> None:
-        """Be counted at last: what runs already was admitted before this moment."""
+        """Be counted from now on, after a time without."""
         self._problems.solved("join")
+        # What runs already is old: it was admitted before this moment.
         self.worker.adopt(self.worker.state)
         self._follow()
         self.worker.counted = True
@@ -447,6 +467,8 @@ class _Kept:
             not receipt.replaced
             or (receipt.generation != remembered and receipt.complete)
         ):
+            self._owes_testimony = True
+        if self._owes_testimony:
             self._testify()
         return receipt
 
@@ -455,6 +477,8 @@ class _Kept:
         fence, worker = self.keeper.fence, self.worker
         if fence is None or worker.generation is None:
             return
+        # Until it is stored: nothing else remembers what was lost.
+        self._owes_testimony = True
         try:
             worker.generation = fence.confirm(
                 self.name, worker.generation, complete=False
@@ -462,6 +486,7 @@ class _Kept:
         except StoreError as error:
             self._problems.say("report", f"cannot report: {error}")
             return
+        self._owes_testimony = False
         logger.warning(
             "maintenance: %s: the store has lost data; the list of workers is not"
             " complete until a drain with --workers N succeeds",
@@ -474,34 +499,47 @@ class _Kept:
         # done, the worker reports one more in flight than there is. Work inside of a
         # generator can be what is in flight, so it is done as requests end, too. It
         # takes time, and a worker that has served nothing since has nothing to close.
-        worker, latest = self.worker, self._latest
-        if not worker.collecting or latest is None:
+        worker, due = self.worker, self.worker.uncollected
+        if due is None:
             return
-        old = len(worker.old) + latest.left_behind
+        epoch, old = due
         recent = time.monotonic() - self._collected_at < HEARTBEAT
-        seen = (worker.state.epoch, old)
-        if old and (recent or seen == self._seen_when_collected):
+        if old and recent and epoch == worker.collected[0]:
             return
-        if not old:
-            # First, as a request may adopt another state at any moment.
-            worker.collecting, worker.served = False, bool(worker.current)
-        gc.collect()
-        self._collected_at, self._seen_when_collected = time.monotonic(), seen
-        self._report_if_due()
+        # First, as requests are admitted at any moment.
+        worker.served = False
+        serving = bool(worker.current or worker.old)
+        collected = _collect()
+        if serving or not collected:
+            worker.served = True
+        if collected:
+            worker.collected, self._collected_at = due, time.monotonic()
+            self._report_if_due()
 
     def _pause(self) -> float:
+        """Return the seconds until the next look."""
         store, worker = self.keeper.store, self.worker
         interval = poll_interval(store)
         if self.keeper.fence is None:
             return interval
         reported = self._reported
-        unfinished = worker.is_draining or (reported is not None and reported.old > 0)
-        wakes = is_local(store) or hasattr(store, "wait")
-        if unfinished and wakes:
-            return min(QUICK, interval)
-        if not wakes and (unfinished or worker.state.enabled):
-            return min(QUICK_REMOTE, interval)
-        return interval
+        unfinished = worker.state.enabled and (
+            worker.is_draining or (reported is not None and reported.old > 0)
+        )
+        if is_local(store) or hasattr(store, "wait"):
+            return min(QUICK, interval) if unfinished else interval
+        quick = unfinished or worker.state.enabled
+        return min(QUICK_REMOTE, interval) if quick else interval
+
+
+def _collect() -> bool:
+    """Collect garbage; tell whether that was done.
+
+    It is not while another thread does it, and finalizers may be at work there.
+    """
+    before = gc.get_stats()[-1]["collections"]
+    gc.collect()
+    return bool(gc.get_stats()[-1]["collections"] > before)
 
 
 class LogOnce:
@@ -534,16 +572,17 @@ def remove_dead(fence: FencedStore, name: str) -> None:
             if worker.liveness == "dead":
                 fence.remove(name, worker.id)
     except StoreError:
-        pass  # It is done again; nothing rests on it.
+        pass  # The next look does it again.
 
 
 def keeper_of(store: Store) -> Keeper:
     """Return this process's one keeper for a place where a state lives."""
     named = getattr(store, "location", None)
-    place = id(store) if is_in_process(store) or not isinstance(named, str) else named
+    is_shared = not is_in_process(store)
+    place = named if is_shared and isinstance(named, str) else id(store)
     with _registry_lock:
         keeper = _registry.get(place)
-        if keeper is None or (type(keeper.store) is not type(store)):
+        if keeper is None or type(keeper.store) is not type(store):
             keeper = _registry[place] = Keeper(store)
         return keeper
 
@@ -555,24 +594,25 @@ _registry_lock = threading.Lock()
 _keepers: Final[weakref.WeakSet[Keeper]] = weakref.WeakSet()
 
 
-def _run(reference: weakref.ref[Keeper], store: Store, news: threading.Event) -> None:
+def _run(reference: weakref.ref[Keeper], store: Store, woken: threading.Event) -> None:
+    """Poll until the keeper has nothing to follow, or is collected."""
     wait = getattr(store, "wait", None)
     while True:
         keeper = reference()
-        pause = None if keeper is None else keeper.round()
+        pause = None if keeper is None else keeper.poll()
         if keeper is None or pause is None:
             return
-        names = [kept.name for kept in keeper._present()]  # noqa: SLF001  # its own thread
-        # Held while it waits, it would never be collected.
+        names = [follower.name for follower in keeper.followers()]
+        # If this held the keeper while it waits, the keeper would never be collected.
         del keeper
         if wait is None:
-            news.wait(pause)
-        elif pause and not news.is_set():
+            woken.wait(pause)
+        elif pause and not woken.is_set():
             try:
                 wait(names, pause)
             except Exception:  # noqa: BLE001  # the next read says what is wrong
-                news.wait(pause)
-        news.clear()
+                woken.wait(pause)
+        woken.clear()
 
 
 def _is_news(report: WorkerReport, known: WorkerReport | None) -> bool:

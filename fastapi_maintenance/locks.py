@@ -25,6 +25,9 @@ try:
 except ImportError:  # Windows cannot lock a directory.
     fcntl = None  # type: ignore[assignment]  # the module, or nothing
 
+LOCK_TIMEOUT: Final = 3.0
+"""Seconds to wait for another process that writes."""
+
 # The page cache and the locks of these are one kernel's own, so that a lock that can be
 # taken means that its holder is gone. Network and pass-through systems emulate both.
 _COHERENT: Final = frozenset(
@@ -52,16 +55,22 @@ class HeldLock:
             TimeoutError: If another process holds it for so many seconds.
             OSError: If it cannot be opened or locked.
         """
-        held = cls(retried(lambda: os.open(path, LOCKING, 0o600)))
+        descriptor = retried(lambda: os.open(path, LOCKING, 0o600))
+        held = cls(descriptor)
         try:
-            held._acquire(path, timeout)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UntrustedFileError(f"{path} is not a regular file")
+            if not _within(timeout, lambda: _lock(descriptor)):
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process holds the lock", str(path)
+                )
         except BaseException:
             held.release()
             raise
         return held
 
     @classmethod
-    def share(cls, path: Path) -> HeldLock | None:
+    def share(cls, directory: Path) -> HeldLock | None:
         """Lock a directory beside others that do; None where that is not possible.
 
         Raises:
@@ -69,25 +78,13 @@ class HeldLock:
         """
         if fcntl is None:
             return None
-        held = cls(os.open(path, READING))
-        # A drain may be looking at this moment.
-        if _soon(0.1, lambda: _share(held._open)):
+        descriptor = os.open(directory, READING)
+        held = cls(descriptor)
+        # Another process may be looking with ``is_shared`` at this moment.
+        if _within(0.1, lambda: _share(descriptor)):
             return held
         held.release()
         return None
-
-    def _acquire(self, path: Path, timeout: float) -> None:
-        if not stat.S_ISREG(os.fstat(self._open).st_mode):
-            raise UntrustedFileError(f"{path} is not a regular file")
-        if not _soon(timeout, lambda: lock_descriptor(self._open, blocking=False)):
-            raise TimeoutError(
-                errno.ETIMEDOUT, "another process holds the lock", str(path)
-            )
-
-    @property
-    def _open(self) -> int:
-        assert self.descriptor is not None  # noqa: S101  # for the type checker
-        return self.descriptor
 
     def is_at(self, path: Path) -> bool:
         """Tell whether the path still leads to what is locked."""
@@ -125,11 +122,15 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def writing(lock: Path) -> Iterator[None]:
-    """Be the only one that writes."""
+    """Be the only process that writes, for the time of a block.
+
+    Raises:
+        OSError: If the file cannot be locked.
+    """
     while True:
         held = HeldLock.lock(lock, LOCK_TIMEOUT)
         try:
-            # One that was deleted while we waited for it excludes nobody.
+            # A file that was deleted while we waited for it excludes no process.
             if held.is_at(lock):
                 yield
                 return
@@ -144,51 +145,36 @@ def is_free(path: Path, inode: int) -> bool:
     except OSError:
         return False
     try:
-        return os.fstat(descriptor).st_ino == inode and lock_descriptor(
-            descriptor, blocking=False
-        )
+        return os.fstat(descriptor).st_ino == inode and _lock(descriptor)
     except OSError:
         return False
     finally:
         os.close(descriptor)
 
 
-def is_shared(path: Path) -> bool:
-    def _has_uncounted(self) -> bool:
-        if fcntl is None:
-            return False
-        try:
-            descriptor = os.open(self.path, READING)
-        except OSError:
-            return False
-        try:
-            # Another drain may be looking at this moment.
-            return not _soon(0.02, lambda: lock_descriptor(descriptor, blocking=False))
-        except OSError:
-            return True  # Where a directory cannot be locked, nothing is known.
-        finally:
-            os.close(descriptor)
-
-
-def _share(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+def is_shared(directory: Path) -> bool:
+    """Tell whether another process holds a shared lock on a directory."""
+    if fcntl is None:
         return False
-    return True
-
-
-def _soon(seconds: float, attempt: Callable[[], bool]) -> bool:
-    """Tell whether an attempt succeeds before time has passed."""
-    limit = time.monotonic() + seconds
-    while not attempt():
-        if time.monotonic() >= limit:
-            return False
-        time.sleep(0.002)
-    return True
+    try:
+        descriptor = os.open(directory, READING)
+    except OSError:
+        return False
+    try:
+        # Another process may be looking, too.
+        return not _within(0.02, lambda: _lock(descriptor))
+    except OSError:
+        return True  # Where a directory cannot be locked, nothing is known.
+    finally:
+        os.close(descriptor)
 
 
 def check_file_system(path: Path) -> None:
+    """Refuse a file system whose locks prove nothing.
+
+    Raises:
+        OSError: If the path is on one.
+    """
     kind = foreign_file_system(path)
     if kind:
         raise OSError(
@@ -218,3 +204,25 @@ def foreign_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo"))
         if inside and len(point) >= best:
             best, kind = len(point), right.split(" ")[0]
     return "" if kind in _COHERENT else kind
+
+
+def _lock(descriptor: int) -> bool:
+    return lock_descriptor(descriptor, blocking=False)
+
+
+def _share(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _within(seconds: float, attempt: Callable[[], bool]) -> bool:
+    """Tell whether an attempt succeeds before time has passed."""
+    limit = time.monotonic() + seconds
+    while not attempt():
+        if time.monotonic() >= limit:
+            return False
+        time.sleep(0.002)
+    return True

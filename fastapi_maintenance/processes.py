@@ -103,6 +103,11 @@ def _identity(_pid: int, proc: Path) -> ProcessIdentity:
     return ProcessIdentity.read(proc)
 
 
+if hasattr(os, "register_at_fork"):
+    # A descendant can get the number that its ancestor had.
+    os.register_at_fork(after_in_child=_identity.cache_clear)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()

@@ -86,22 +86,20 @@ class MaintenanceResponse(BaseModel):
 def seconds_to_wait(
     state: MaintenanceState, now: datetime, default: int, spread: float = 0.0
 ) -> int:
-    """Return how long a refused client is asked to wait.
+    """Return how long a refused client is asked to wait, in whole seconds.
 
     Args:
         state: The state that refuses.
         now: The time to judge by.
-        default: Seconds if the state names neither an end that is ahead nor a
+        default: Seconds, if the state names no end that is ahead and no
             ``retry_after``.
         spread: The fraction by which it is lengthened.
-
-    Returns:
-        From 1 to 86400: a zero would invite clients to try in a loop.
     """
     if state.until is not None and state.until > now:
         seconds = math.ceil((state.until - now).total_seconds())
     else:
         seconds = default if state.retry_after is None else state.retry_after
+    # A zero would invite clients to try in a loop.
     return max(1, min(seconds + int(seconds * spread), LONGEST_WAIT))
 
 
@@ -114,40 +112,16 @@ def prober_of(scope: Scope) -> str | None:
     return None
 
 
-def fraction(value: float, name: str) -> float:
-    """Return a number from 0 to 1.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is less, more or not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, such as 0.1, not {value!r}")
-    return float(value)
-
-
 def refuse(scope: Scope, error: MaintenanceError) -> NoReturn:
-    """Raise what denies a connection best.
-
-    Raises:
-        MaintenanceError: For HTTP, and for WebSockets where the server can answer a
-            handshake with an HTTP response.
-        WebSocketException: Elsewhere, with code 1013: a response that the server does
-            not know would leave the handshake hanging.
-    """
+    """Raise the error, or ``WebSocketException`` where it could not be answered."""
     if scope["type"] == "websocket" and _DENIAL not in (scope.get("extensions") or {}):
+        # A response that the server does not know would leave the handshake hanging.
         raise WebSocketException(code=_TRY_AGAIN_LATER, reason="maintenance")
     raise error
 
 
 def openapi_responses(detail: str) -> dict[int | str, dict[str, Any]]:
-    """Return what documents the 503, for ``FastAPI(responses=...)``.
-
-    The type is the one of FastAPI's own ``responses`` parameter. The model has a name,
-    so that a schema and a generated client have it once.
-    """
+    """Document the 503, for ``FastAPI(responses=...)``."""
     header = {
         "description": "Seconds after which to try again",
         "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_WAIT},

@@ -19,6 +19,7 @@ from anyio.lowlevel import RunVar
 from .changes import (
     Changes,
     EnableOptions,
+    SupersededError,
     default_actor,
     is_no_looser,
     new_holder,
@@ -60,16 +61,12 @@ REMOTE_LOOK_INTERVAL: Final = 0.05
 """The same for a store on a server."""
 
 ACKNOWLEDGE: Final = 1.0
-"""Seconds for which a publication is waited for, or three ticks of the store."""
+"""Seconds to wait until workers acknowledge, unless three ticks of a store are more."""
 
 OUTAGE: Final = 10.0
 """Seconds of an outage of the store that a drain and a start outlive."""
 
 T = TypeVar("T")
-
-
-class _MovedOnError(Exception):
-    """Another state was published."""
 
 
 def utc_now() -> datetime:
@@ -140,8 +137,8 @@ class Switch:
         self.store = store
         self.name: str = check_name(name)
         self.keeper = keeper_of(store)
-        self._kept = self.keeper.switch(name)
-        self.worker: Worker = self._kept.worker
+        self._follower = self.keeper.follower(name)
+        self.worker: Worker = self._follower.worker
         self.clock: Clock = utc_now
         self.settling: float = SETTLING
         self.outage: float = OUTAGE
@@ -174,7 +171,7 @@ class Switch:
         Raises:
             StoreError: If the store cannot be reached.
         """
-        self._kept.join()
+        self._follower.join()
 
     async def join(self, patience: float = 2.0) -> None:
         """Join the store, if this worker has not.
@@ -188,10 +185,10 @@ class Switch:
         if self.worker.joined:
             return
         if is_in_process(self.store):
-            self._kept.join()
+            self._follower.join()
             return
         with anyio.move_on_after(patience) as scope:
-            await _in_thread(self._kept.join)
+            await _in_thread(self._follower.join)
         if scope.cancelled_caught and not self.worker.joined:
             raise StoreError(f"{self.worker.title} has not answered for {patience:g} s")
 
@@ -202,12 +199,12 @@ class Switch:
         Raises:
             StoreError: If the store cannot be reached for 10 seconds.
         """
-        await self._retry(self._kept.enter)
+        await self._retry(self._follower.enter)
         try:
             yield
         finally:
             with anyio.CancelScope(shield=True):
-                await _in_thread(self._kept.leave)
+                await _in_thread(self._follower.leave)
 
     async def read(self) -> MaintenanceState:
         """Return the stored state; off where nothing is stored.
@@ -236,7 +233,7 @@ class Switch:
         return roster
 
     async def forget(self, worker: str) -> None:
-        """Take a worker off the list, that a person knows to be gone for good.
+        """Take a worker off the list that is known to be gone for good.
 
         Raises:
             StoreError: If that cannot be stored, or the store keeps no reports.
@@ -332,19 +329,31 @@ class Switch:
             patience: Seconds; None is one, or three ticks of the store.
 
         Returns:
-            Who has not. They are named in a warning, too.
+            The workers that have not; a warning names them, too.
         """
         if patience is None:
             patience = max(ACKNOWLEDGE, 3 * poll_interval(self.store))
         if not seconds(patience, "acknowledge"):
             return []
         limit = time.monotonic() + patience
+        missing: list[WorkerReport] = []
         while True:
-            missing = await self._not_acknowledged(state)
-            if not missing or time.monotonic() >= limit:
+            error = None
+            try:
+                missing = await self._not_acknowledged(state)
+            except StoreError as failure:
+                error = failure
+            if not (missing or error) or time.monotonic() >= limit:
                 break
             await anyio.sleep(self._look_interval)
-        if missing:
+        if error is not None:
+            logger.warning(
+                "maintenance: %s: epoch %d may not be acknowledged by all workers: %s",
+                self.worker.title,
+                state.epoch,
+                error,
+            )
+        elif missing:
             logger.warning(
                 "maintenance: %s: epoch %d is not acknowledged by %s",
                 self.worker.title,
@@ -358,10 +367,7 @@ class Switch:
             worker = self.worker
             waits = worker.joined and worker.state.epoch < state.epoch
             return [worker.report()] if waits else []
-        try:
-            roster = await self.roster()
-        except StoreError:
-            return []  # Nobody can tell; ``publish`` has warned.
+        roster = await self.roster()
         living = roster.living if roster is not None else ()
         return [worker for worker in living if not has_acknowledged(worker, state)]
 
@@ -441,11 +447,10 @@ class Switch:
         while True:
             roster = await self._look(fence)
             verdict = self._judge(fence, roster)
-            if (
-                verdict.final
-                or verdict.outcome == "drained"
-                or self._is_newer(roster, fence.state)
-            ):
+            overtaken = any(
+                worker.seen > fence.state.epoch for worker in roster.workers
+            )
+            if verdict.final or verdict.outcome == "drained" or overtaken:
                 # The state decides last: reports can be clean while another operator
                 # has opened the service again.
                 verdict = await self._confirmed(verdict, publication, fence, roster)
@@ -456,7 +461,8 @@ class Switch:
             if verdict.outcome == "drained" or verdict.final or late:
                 break
             await anyio.sleep(min(self._look_interval, options.timeout - waited))
-        if verdict.outcome == "drained" and options.workers and self.keeper.fence:
+        exact = options.workers == len(roster.living)
+        if verdict.outcome == "drained" and options.workers and exact:
             # A person's word completes a list that was not known to be complete.
             await _in_thread(self._complete, roster.generation)
         return DrainReport(
@@ -479,9 +485,10 @@ class Switch:
         return fence.judge(roster, time.monotonic(), self._own())
 
     def _own(self) -> Mapping[str, int]:
-        # Read after the reports: a request that has ended since must not take another
-        # one out of the count.
-        if not self.worker.joined:
+        # Read after the reports: a request that has ended since must not be taken off
+        # the count of another one. And a request that waits for itself must not end the
+        # wait for garbage to be collected.
+        if not self.worker.joined or self.worker.uncollected is not None:
             return {}
         return {self.worker.id: self.worker.own_requests()}
 
@@ -496,10 +503,7 @@ class Switch:
                     raise
             await anyio.sleep(self._look_interval)
 
-    def _is_newer(self, roster: Roster, state: MaintenanceState) -> bool:
-        return any(worker.seen > state.epoch for worker in roster.workers)
-
-    async def _confirmed(  # noqa: PLR0911  # one for each thing that can have happened
+    async def _confirmed(
         self, verdict: Verdict, publication: Publication, fence: Fence, roster: Roster
     ) -> Verdict:
         """Return the verdict after a look at the state."""
@@ -518,19 +522,15 @@ class Switch:
         if not present.enabled:
             reason = f"maintenance was switched off by {who}"
             return Verdict("superseded", reason, final=True)
-        if (present.epoch, present.tag) == (fence.state.epoch, fence.state.tag):
-            if is_no_looser(present, publication.state):
-                return verdict
-        elif (
-            publication.holder in present.holders or present.tag == fence.state.tag
-        ) and is_no_looser(present, publication.state):
-            # Published by another one who holds it too, or written back after a loss.
-            if present.epoch > fence.state.epoch:
-                fence.state = present
-                return self._judge(fence, roster)
+        # Written back after a loss, or published by another one who holds it as well.
+        same = present.tag == fence.state.tag or publication.holder in present.holders
+        if not same or not is_no_looser(present, publication.state):
+            reason = f"another state was published by {who}"
+            return Verdict("superseded", reason, final=True)
+        if present.epoch <= fence.state.epoch:
             return verdict
-        reason = f"another state was published by {who}"
-        return Verdict("superseded", reason, final=True)
+        fence.state = present
+        return self._judge(fence, roster)
 
     def _complete(self, generation: str) -> None:
         if self.keeper.fence is None:
@@ -538,7 +538,9 @@ class Switch:
         try:
             self.keeper.fence.confirm(self.name, generation, complete=True)
         except StoreError as error:
-            logger.warning("maintenance: the list of workers stays open: %s", error)
+            logger.warning(
+                "maintenance: the list of workers is still not complete: %s", error
+            )
 
     async def undo(self, publication: Publication) -> MaintenanceState | None:
         """Put back what stood before, unless another state was published since.
@@ -553,7 +555,7 @@ class Switch:
 
         def change(present: MaintenanceState | None) -> MaintenanceState:
             if present is None or present.tag != published_state.tag:
-                raise _MovedOnError
+                raise SupersededError
             if before is not None and before.enabled:
                 return before.replace(close_after=None)
             changes = Changes(now=self.clock())
@@ -561,7 +563,7 @@ class Switch:
 
         try:
             return (await self.publish(change)).state
-        except _MovedOnError:
+        except SupersededError:
             if publication.holder is None:
                 return None
             return await self.release(publication.holder, stays=False)
@@ -608,13 +610,13 @@ class Switch:
 
         def change(present: MaintenanceState | None) -> MaintenanceState:
             if present is None or holder not in present.holders:
-                raise _MovedOnError  # Forced off, or replaced.
+                raise SupersededError  # Forced off, or replaced.
             changes = Changes(now=self.clock())
             return changes.release_hold(present, holder, stays=stays)
 
         try:
             publication = await self.publish(change)
-        except _MovedOnError:
+        except SupersededError:
             # Publishing again would end the waits of those who hold it now.
             return await self.read()
         if not publication.state.enabled:

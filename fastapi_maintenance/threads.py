@@ -17,7 +17,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextvars import Context
-from types import CodeType, FrameType
+from functools import partial
+from types import BuiltinMethodType, CellType, CodeType, FrameType, FunctionType
 from typing import Final
 
 
@@ -38,6 +39,8 @@ def _executor_code() -> CodeType | None:
 _ANYIO: Final = _anyio_code()
 _EXECUTOR: Final = _executor_code()
 _WAITING: Final = queue.Queue.get.__code__
+_PARTS: Final = 200
+"""How much of what an executor runs is looked through."""
 
 
 def are_visible() -> bool:
@@ -96,11 +99,33 @@ def _is_idle(thread: object, above: FrameType | None) -> bool:
             waiting.clear()
 
 
-def _bound_context(item: object) -> object:
-    # ``asyncio.to_thread`` runs ``functools.partial(context.run, function)``.
-    # Python 3.14 calls the attribute ``task``.
-    work = getattr(item, "fn", None) or getattr(item, "task", None)
-    if isinstance(work, tuple):
-        work = work[0] if work else None
-    call = getattr(work, "func", None)
-    return getattr(call, "__self__", None)
+def _bound_context(item: object) -> Context | None:
+    """Return the context that an item of an executor will run in, or runs in.
+
+    ``asyncio.to_thread`` submits ``functools.partial(context.run, function)``. Sentry,
+    OpenTelemetry and others put that into functions of their own, as arguments or in
+    their closures.
+    """
+    # Python 3.14 has ``task`` in place of ``fn`` and ``args``.
+    parts = [getattr(item, name, None) for name in ("fn", "args", "task")]
+    for part in parts:  # It grows.
+        if len(parts) > _PARTS:
+            break
+        if isinstance(part, Context):
+            return part
+        if isinstance(part, tuple):
+            parts.extend(part)
+        elif isinstance(part, partial):
+            parts.extend((part.func, part.args))
+        elif isinstance(part, BuiltinMethodType):
+            parts.append(part.__self__)
+        elif isinstance(part, FunctionType):
+            parts.extend(map(_content, part.__closure__ or ()))
+    return None
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # It is empty.
+        return None

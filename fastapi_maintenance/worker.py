@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from time import monotonic
@@ -34,55 +34,60 @@ _admission: ContextVar[Admission | None] = ContextVar(
 )
 
 
-class Label(Protocol):
-    """How counted work is shown, where its route is not known yet."""
+class UnresolvedLabel(Protocol):
+    """The label of a request whose route is not known yet; ``str`` gives its text."""
 
     def is_exempt(self) -> bool:
-        """Tell whether the work turned out to be exempt, and is not to be counted."""
+        """Tell whether the request turned out to be exempt, and is not counted."""
         ...
 
 
 class Admission:
     """One counted piece of work, in flight until it is released.
 
-    It is a context manager, so that it goes on a request's exit stack. Once it is
-    entered it is also the value of a context variable, by which threads that outlive
-    the request are found.
+    It is a context manager, for the exit stack of a request. Once it is entered, it is
+    also the value of a context variable, by which threads that outlive the request are
+    found.
 
     Attributes:
-        worker: Who counts it.
+        worker: The worker that counts it.
         label: How it is shown.
-        state: The state to decide it by.
+        state: The state that decides it.
         started: When it was admitted, by the monotonic clock.
         ended: Whether it was released.
         outer: The admission that this work runs under, such as another guard's.
         closing: Whether it is asked to end.
     """
 
-    # Every request makes one of these: what is seldom set is not set in ``__init__``.
+    # Every request makes one of these, so ``__init__`` sets only what always differs.
     ended: bool = False
     closing: bool = False
     outer: Admission | None = None
     _closers: list[Callable[[], object]] | None = None
     _entered: Token[Admission | None] | None = None
 
-    def __init__(self, worker: Worker, label: str | Label, started: float) -> None:
+    def __init__(
+        self, worker: Worker, label: str | UnresolvedLabel, started: float
+    ) -> None:
         self.worker: Worker = worker
-        self.label: str | Label = label
+        self.label: str | UnresolvedLabel = label
         self.started: float = started
         self.state: MaintenanceState = worker.state
 
-    def __enter__(self) -> Self:
+    def enter_context(self) -> Self:
+        """Make this the innermost admission of the calling context."""
         outer = _admission.get()
         if outer is not None:
             outer = _unended(outer)
             if outer is not None:
-                # One context may serve for ever, and its admissions overlap: those
-                # that have ended are dropped.
+                # A context can serve for ever, and its admissions overlap. Those that
+                # have ended are dropped from the chain.
                 outer.outer = _unended(outer.outer)
                 self.outer = outer
         self._entered = _admission.set(self)
         return self
+
+    __enter__ = enter_context
 
     def __exit__(
         self,
@@ -94,31 +99,28 @@ class Admission:
 
     def release(self) -> None:
         """Give the count back. Never blocks."""
-        # It stays in its context, and says there that it has ended. Threads that go on
-        # are recognised by it.
+        # It stays in its context: threads that go on are recognised by it.
         self.ended = True
         self._entered = self._closers = None
         # Without the lock, as the garbage collector can run this inside of ``admit``.
-        # ``Worker._adopt`` copies to ``old`` in one step, and this looks there last:
-        # neither can bring an admission back.
+        # ``Worker._adopt`` copies to ``old`` in one step and this looks there last, so
+        # that no admission comes back.
         worker = self.worker
         worker.current.pop(self, None)
         worker.old.pop(self, None)
 
     def leave_context(self) -> None:
-        """Set the context back to what it was, if this is still the one entered."""
-        # What the context does later, such as a consumer that waits for its next job
-        # in a thread, is no work of this admission.
+        """Undo ``enter_context``, unless another one was entered since."""
+        # What the context does later, such as waiting for the next job in a thread, is
+        # not work of this admission.
         if self._entered is not None and _admission.get() is self:
             with suppress(ValueError):  # Closed from another context.
                 _admission.reset(self._entered)
 
     def is_own(self) -> bool:
-        """Tell whether the calling code is this very work, and not a task of it.
-
-        Tasks and threads run in a copy of the context in which they were started. Only
-        the context itself takes back what was set in it.
-        """
+        """Tell whether the calling code is this work itself, and not a task of it."""
+        # Tasks and threads run in a copy of the context in which they were started.
+        # Only the context itself can reset what was set in it.
         if self._entered is None:
             return False
         innermost = _admission.get()
@@ -135,7 +137,7 @@ class Admission:
         """Call a function, from any thread, when this work is asked to end.
 
         Returns:
-            What takes it back.
+            A function that removes the callback.
         """
         closers = self._closers
         if closers is None:
@@ -144,11 +146,11 @@ class Admission:
         if self.closing:
             callback()
 
-        def take_back() -> None:
+        def remove() -> None:
             if callback in closers:
                 closers.remove(callback)
 
-        return take_back
+        return remove
 
     def close(self) -> None:
         """Ask this work to end."""
@@ -160,12 +162,12 @@ class Admission:
 
 
 class Worker:
-    """What one store and name see of this process.
+    """This process as a worker of one switch: it counts, and knows the state.
 
     Attributes:
         name: The switch.
         title: The switch and its place, for the log.
-        id: Unique for this worker, and another one after a fork.
+        id: Unique for this worker; a fork gets another one.
         state: The state that is adopted.
         joined: Whether requests may be admitted.
         counted: Whether the store keeps this worker's reports.
@@ -173,8 +175,11 @@ class Worker:
         edited: A state that was edited by hand and could not be published.
         current: What was admitted under ``state``, the oldest first.
         old: What was admitted before it.
+        read: Reads the store, where an admission may do that.
         checked: When a store was last read, by the monotonic clock.
         collecting: Whether garbage is to be collected before the worker is drained.
+        collected: The epoch, and the number of older requests, at the last collection.
+        uncollected: The same, where the last report waits for one; else None.
         served: Whether anything was admitted since that was done.
         stale_after: Seconds after which an admission reads the store itself.
         notifier: Tells of changes.
@@ -186,10 +191,10 @@ class Worker:
         self.notifier = ChangeNotifier(title)
         self.read: Callable[[], MaintenanceState | None] | None = None
         self.stale_after: float = float("inf")
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
-        """Begin again, as in a child after a fork: nothing in flight, not joined."""
+    def reset(self) -> None:
+        """Begin again, as after a fork: nothing in flight, not joined."""
         self.id: str = f"{os.getpid()}-{os.urandom(6).hex()}"
         self.process: str = ""
         self.host: str = socket.gethostname()
@@ -203,14 +208,17 @@ class Worker:
         self.old: dict[Admission, None] = {}
         self.checked: float = 0.0
         self.collecting: bool = False
+        self.collected: tuple[int, int] = (0, 0)
+        self.uncollected: tuple[int, int] | None = None
         self.served: bool = False
         self._uncounted: str | None = None
         self._close_at: float | None = None
         self._tags: deque[str] = deque(maxlen=REMEMBERED_TAGS)
-        self._lock = threading.Lock()
+        # Reentrant: a finalizer that the garbage collector runs in here may admit work.
+        self._lock = threading.RLock()
 
     def start(self, state: MaintenanceState, *, counted: bool) -> None:
-        """Be ready to admit: the worker has reported, and has read the state since."""
+        """Begin to admit: the worker has reported, and has read the state since."""
         with self._lock:
             before = self.state
             self._adopt(state)
@@ -222,29 +230,27 @@ class Worker:
                 "this AnyIO or Python does not show which threads still work for a"
                 " request"
             )
-        # What changed before this worker joined is not a change, unless it matters.
+        # A state that was off before this worker joined is no change.
         if state.enabled or before.enabled:
-            self.notifier.note(state, before)
+            self.notifier.notify(state, before)
 
     def leave(self) -> bool:
-        """Leave if nothing is in flight; in one step, so that nothing slips in.
-
-        Returns:
-            Whether it has left.
-        """
+        """Leave if nothing is at work; tell whether it has left."""
         with self._lock:
             if not self.joined or self.current or self.old:
+                return False
+            if self.uncollected is not None or self._left_behind(None):
                 return False
             self.joined = False
             self.generation = None
             return True
 
-    def admit(self, label: str | Label) -> Admission | None:
+    def admit(self, label: str | UnresolvedLabel) -> Admission | None:
         """Count one piece of work, then read the state, in one step.
 
         Returns:
-            The admission; its ``state`` is the one to decide by. Release it if the work
-            is refused. None if this worker has not joined, or has left.
+            The admission. Decide by its ``state``, and release it if the work is
+            refused. None if this worker has not joined, or has left.
         """
         now = monotonic()
         admission = Admission(self, label, now)
@@ -255,14 +261,14 @@ class Worker:
             admission.state = self.state
             self.served = True
         if now - self.checked > self.stale_after:
-            self._check(admission)
+            self._read_for(admission)
         return admission
 
-    def recheck(self, admission: Admission) -> bool:
-        """Count an admission under the present state, if that has changed since.
+    def readmit(self, admission: Admission) -> bool:
+        """Count an admission under the present state, if that is a newer one.
 
         Returns:
-            Whether ``admission.state`` is another one, and decides again.
+            Whether ``admission.state`` has changed, so that it has to be decided again.
         """
         with self._lock:
             if admission not in self.old:
@@ -280,14 +286,14 @@ class Worker:
         with self._lock:
             before = self.state
             if state.epoch < before.epoch:
-                # A thread that was stopped after it had read an older one.
-                state = before
+                # This thread was stopped after it had read an older state.
+                return
             self._adopt(state)
         self.drop_exempt()
-        self.notifier.note(state, before)
+        self.notifier.notify(state, before)
 
-    def knows(self, tag: str) -> bool:
-        """Tell whether a publication was adopted at some time."""
+    def has_adopted(self, tag: str) -> bool:
+        """Tell whether a publication was ever adopted."""
         return tag in self._tags
 
     def drop_exempt(self) -> None:
@@ -300,12 +306,12 @@ class Worker:
                 if not isinstance(admission.label, str)
             ]
         for admission in unsure:
-            # Outside of the lock, as it runs code of the routes.
+            # Outside of the lock, as this runs code of the application's routes.
             if _is_exempt(admission.label):
                 admission.release()
 
     def close_due(self) -> None:
-        """Ask older work to end, when its time has come."""
+        """Ask older work to end, if ``close_after`` has passed."""
         due = self._close_at
         if due is None or monotonic() < due:
             return
@@ -322,11 +328,15 @@ class Worker:
             self._uncounted = why
             logger.error("maintenance: %s is not counted: %s", self.title, why)
 
+    def own_admission(self) -> Admission | None:
+        """Return the innermost admission of this worker that the caller runs under."""
+        return next((found for found in held() if found.worker is self), None)
+
     def own_requests(self) -> int:
         """Return 1 if the calling code is a counted request or block, else 0."""
         # The innermost alone: a server may serve several requests in one context.
-        innermost = next((a for a in held() if a.worker is self), None)
-        return int(innermost is not None and innermost.is_own())
+        own = self.own_admission()
+        return int(own is not None and own.is_own())
 
     @property
     def is_draining(self) -> bool:
@@ -334,17 +344,20 @@ class Worker:
         return bool(self.old) or self._close_at is not None
 
     def report(self) -> WorkerReport:
-        """Return what there is to say now."""
+        """Return the report of this moment."""
         self.drop_exempt()
-        # Not before: building a guard reads no files.
+        # Only now: building a guard reads no files.
         self.process = self.process or str(ProcessIdentity.own())
         now = monotonic()
         with self._lock:
-            # What is in flight first, and the threads after it: a request that ends in
-            # between is in the one or the other.
+            # Before the threads: a request that ends in between is in one of them.
             state, old, current = self.state, self.old.copy(), self.current.copy()
-        left = self._left_behind() if state.enabled else []
-        oldest = next(iter([*old, *left] or current), None)
+            collecting = self.collecting
+        left = self._left_behind(state) if state.enabled else []
+        older = len(old) + len(left)
+        # Each request that ends may have left a generator open.
+        collects = collecting and (state.epoch, older) != self.collected
+        self.uncollected = (state.epoch, older) if collects else None
         uncounted = self._uncounted is not None or self.edited is not None
         return WorkerReport(
             id=self.id,
@@ -355,12 +368,10 @@ class Worker:
             seen=state.epoch if self.joined else 0,
             tag=state.tag if self.joined else "",
             current=len(current),
-            old=len(old) + len(left) or int(self.collecting),
+            old=older or int(collects),
             oldest=_COLLECTING
-            if self.collecting and not (old or left)
-            else None
-            if oldest is None
-            else _oldest(oldest, now),
+            if collects and not older
+            else _oldest([*old, *left] or current, now),
             left_behind=len(left),
             uncounted=int(uncounted),
         )
@@ -375,8 +386,8 @@ class Worker:
         seconds = state.close_after if state.enabled and self.old else None
         self._close_at = None if seconds is None else monotonic() + seconds
 
-    def _check(self, admission: Admission) -> None:
-        """Read the store for an admission: nothing has done so for too long."""
+    def _read_for(self, admission: Admission) -> None:
+        """Read the store for an admission, as its keeper has not for too long."""
         # A process that was stopped and goes on admits before its keeper has run.
         found = None
         try:
@@ -387,21 +398,31 @@ class Worker:
             return
         if found.epoch > self.state.epoch:
             self.adopt(found)
-            self.recheck(admission)
-        elif not found.tag or found.tag == self.state.tag:
+        if self.readmit(admission):
+            return  # By this, or by the keeper since.
+        if not found.tag or found.tag == self.state.tag:
             admission.state = found
 
-    def _left_behind(self) -> list[Admission]:
-        """Return what threads still work for, from before the present state."""
+    def _left_behind(self, present: MaintenanceState | None) -> list[Admission]:
+        """Return the ended admissions for which threads still work.
+
+        Args:
+            present: Those of this state are left out.
+        """
         found = []
         for context in threads.contexts_at_work():
             admission = context.get(_admission)
             oldest = None
             while admission is not None:
-                if admission.worker is self and admission.state is not self.state:
+                if (
+                    admission.worker is self
+                    and admission.state is not present
+                    # Work that counts itself can run inside of an exempt request.
+                    and not _is_exempt(admission.label)
+                ):
                     oldest = admission
                 admission = admission.outer
-            if oldest is not None and oldest.ended and not _is_exempt(oldest.label):
+            if oldest is not None and oldest.ended:
                 found.append(oldest)
         return found
 
@@ -424,8 +445,8 @@ class ChangeNotifier:
         """Call a function with each change."""
         self._listeners.append(listener)
 
-    def note(self, state: MaintenanceState, before: MaintenanceState) -> None:
-        """Tell of a state, if it differs from the one before it."""
+    def notify(self, state: MaintenanceState, before: MaintenanceState) -> None:
+        """Log a state and call the listeners, if it differs from the one before it."""
         if _content(state) == _content(before):
             return  # A drain publishes the same state again.
         logger.info(
@@ -464,8 +485,8 @@ class ChangeNotifier:
                 except Exception:
                     logger.exception("on_change failed for epoch %d", state.epoch)
 
-    def renew(self) -> None:
-        """Begin again in a child, which has no thread."""
+    def reset(self) -> None:
+        """Begin again after a fork, in which no thread lives on."""
         self._lock = threading.Lock()
         self._running = False
         self._states.clear()
@@ -473,7 +494,7 @@ class ChangeNotifier:
 
 @contextmanager
 def not_working_for_a_request() -> Iterator[None]:
-    """Start threads that do not count as work of the present request."""
+    """Run a block whose threads do not count as work of the present request."""
     token = _admission.set(None)
     try:
         yield
@@ -482,26 +503,29 @@ def not_working_for_a_request() -> Iterator[None]:
 
 
 def held() -> Iterator[Admission]:
-    """Yield the admissions that the calling work runs under, the innermost first."""
+    """Yield the admissions that the calling code runs under, the innermost first."""
     admission = _unended(_admission.get())
     while admission is not None:
         yield admission
         admission = _unended(admission.outer)
 
 
-def _is_exempt(label: str | Label) -> bool:
+def _is_exempt(label: str | UnresolvedLabel) -> bool:
     return not isinstance(label, str) and label.is_exempt()
+
+
+def _oldest(admissions: Iterable[Admission], now: float) -> Oldest | None:
+    first = next(iter(admissions), None)
+    if first is None:
+        return None
+    label = str(first.label)
+    if first.ended:
+        label += " (left behind by its request)"
+    return Oldest(route=label, seconds=round(max(0.0, now - first.started), 3))
 
 
 def _content(state: MaintenanceState) -> MaintenanceState:
     return state.model_copy(update={"epoch": 0, "tag": "", "close_after": None})
-
-
-def _oldest(admission: Admission, now: float) -> Oldest:
-    label = str(admission.label)
-    if admission.ended:
-        label += " (left behind by its request)"
-    return Oldest(route=label, seconds=round(max(0.0, now - admission.started), 3))
 
 
 def _unended(admission: Admission | None) -> Admission | None:

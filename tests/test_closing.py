@@ -117,7 +117,7 @@ def test_work_that_was_decided_again_is_not_older(worker: Worker) -> None:
     """Work that was admitted under the present state goes on."""
     admission = admitted(worker)
     worker.adopt(MaintenanceState(epoch=2, enabled=True, close_after=0))
-    assert worker.recheck(admission)
+    assert worker.readmit(admission)
     worker.close_due()
     assert not admission.closing
 

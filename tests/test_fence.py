@@ -23,7 +23,7 @@ from fastapi_maintenance.fence import (
     has_acknowledged,
     joined,
     judge_number,
-    shown_age,
+    shown_span,
     worker_status,
 )
 
@@ -212,7 +212,7 @@ class TestSilence:
         assert judge.judge(roster(behind(age=61.0)), CLOCK + 1).outcome == "busy"
         verdict = judge.judge(roster(behind(age=62.0)), CLOCK + 2)
         assert (verdict.outcome, verdict.final) == ("lost", True)
-        assert "for 62 s" in verdict.reason
+        assert "for 1 min 2 s" in verdict.reason
 
     def test_one_that_answers_is_waited_for_first(self) -> None:
         """While another worker is busy, a lost one does not end the wait."""
@@ -562,6 +562,7 @@ class TestMembership:
         (worker(old=2), STATE, "draining (2 left)"),
         (behind(current=2), STATE, "draining (2 left)"),
         (behind(), STATE, "not acknowledged"),
+        (worker(seen=STATE.epoch + 1, tag="later"), STATE, "drained"),
         (worker(uncounted=1), STATE, "cannot be counted"),
         (worker(liveness="silent", age=12), STATE, "drained, no answer for 12 s"),
         (behind(liveness="silent", age=12), STATE, "no answer for 12 s"),
@@ -585,14 +586,25 @@ def test_machines_are_counted_once() -> None:
     assert distinct_hosts([worker(), worker("b"), worker("c", host="db")]) == 2
 
 
-def test_ages_are_short() -> None:
-    """Tenths of a second matter up to ten."""
-    assert [shown_age(age) for age in (0.04, 9.94, 9.96, 61.2)] == [
-        "0.0 s",
-        "9.9 s",
-        "10 s",
-        "61 s",
-    ]
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (-1.0, "0.0 s"),
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (1199, "19 min 59 s"),
+        (3600, "1 h"),
+        (5400, "1 h 30 min"),
+        (86_400, "1 d"),
+        (100_000, "1 d 3 h"),
+    ],
+)
+def test_a_span_is_shown_in_two_units(seconds: float, shown: str) -> None:
+    """Two units are enough: a day has no seconds."""
+    assert shown_span(seconds) == shown
 
 
 def test_report_and_error_say_what_was_found() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(fastapi_maintenance.__file__).parent
 # own; modules on one line may not import each other, unless the order on the line is
 # from left to right.
 ORDER = [
-    ["checks", "log", "processes"],
+    ["checks", "files", "locks", "log", "processes"],
     ["state"],
     ["fence"],
     ["stores"],

@@ -53,7 +53,7 @@ def admitted(switch: Switch) -> Admission:
 def look(switch: Switch, *, heartbeat: bool = False) -> None:
     """Have the keeper look once, and at its heartbeat report in any case."""
     if heartbeat:
-        switch._kept._reported_at = 0.0
+        switch._follower._reported_at = 0.0
     switch.keeper.look()
 
 
@@ -149,7 +149,7 @@ class TestJoining:
         begun, go = threading.Event(), threading.Event()
         switch = Switch(store, "default")
         waiting = Waiting()
-        switch._kept._joining = waiting  # type: ignore[assignment]  # to see who waits
+        switch._follower._joining = waiting  # type: ignore[assignment]  # to see who waits
         reading = store.read
 
         def read(name: str) -> MaintenanceState | None:
@@ -185,7 +185,7 @@ class TestJoining:
 
         store.report = fails  # type: ignore[assignment, method-assign]  # a slow failure
         waiting = Waiting()
-        switch._kept._joining = waiting  # type: ignore[assignment]  # to see who waits
+        switch._follower._joining = waiting  # type: ignore[assignment]  # to see who waits
 
         def join() -> None:
             try:
@@ -278,18 +278,18 @@ class TestFollowing:
     ) -> None:
         """Ticks are short while older requests run, and cost little else."""
         switch = joined(store)
-        assert switch._kept.tend() == quiet
+        assert switch._follower.look() == quiet
         with admitted(switch):
             store.server.state = ON
-            assert switch._kept.tend() == unfinished
-        switch._kept.tend()
-        assert switch._kept.tend() == on
+            assert switch._follower.look() == unfinished
+        switch._follower.look()
+        assert switch._follower.look() == on
 
     def test_worker_that_has_left_is_not_followed(self) -> None:
         """A tick of a worker that has left touches nothing."""
         store = OwnStore()
         switch = joined(store)
-        switch._kept.leave()
+        switch._follower.leave()
         calls = list(store.calls)
         look(switch)
         assert store.calls == calls
@@ -796,7 +796,7 @@ class TestLeaving:
         """Several lifespans of one worker leave together."""
         store = OwnStore()
         switch = Switch(store, "default")
-        kept = switch._kept
+        kept = switch._follower
         kept.enter()
         kept.enter()
         kept.leave()
@@ -814,16 +814,16 @@ class TestLeaving:
         store = OwnStore()
         switch = joined(store)
         with admitted(switch):
-            switch._kept.leave()
+            switch._follower.leave()
             assert switch.worker.id in store.server.reports
-        switch._kept.leave()
+        switch._follower.leave()
         assert store.server.reports == {}
 
     def test_worker_may_join_again(self) -> None:
         """It is on the list again, before it admits anything."""
         store = OwnStore()
         switch = joined(store)
-        switch._kept.leave()
+        switch._follower.leave()
         store.server.state = ON
         assert switch.worker.admit("work") is None
         switch.join_now()
@@ -838,7 +838,7 @@ class TestLeaving:
         store = OwnStore()
         switch = joined(store)
         store.errors["remove"] = StoreError("away")
-        switch._kept.leave()
+        switch._follower.leave()
         assert not switch.worker.joined
         assert "left, but its report stays: away" in caplog.text
 
@@ -852,7 +852,7 @@ class TestLeaving:
         for leaving in (store, TwoMethods()):
             switch = Switch(leaving, "default")
             switch.join_now()
-            switch._kept.leave()
+            switch._follower.leave()
             assert not switch.worker.joined
         assert "left" not in caplog.text
 
@@ -878,13 +878,13 @@ class TestThreads:
         assert running() == 1
         store.server.state = ON
         until(lambda: all(switch.worker.state == ON for switch in switches))
-        switches[0]._kept.leave()
+        switches[0]._follower.leave()
         assert running() == 1
-        switches[1]._kept.leave()
+        switches[1]._follower.leave()
         until(lambda: running() == 0)
         switches[0].join_now()
         assert running() == 1
-        switches[0]._kept.leave()
+        switches[0]._follower.leave()
         until(lambda: running() == 0)
 
     def test_places_are_told_apart(self, tmp_path: Path) -> None:
@@ -941,7 +941,7 @@ class TestThreads:
         switch.keeper.wake()
         until(lambda: report_of(store, switch.worker).seen == ON.epoch)
         assert store.waited[0] == ["default"]
-        switch._kept.leave()
+        switch._follower.leave()
         switch.keeper.wake()
         until(lambda: running() == 0)
 
@@ -959,7 +959,7 @@ class TestThreads:
         switch.join_now()
         store.server.state = ON
         until(lambda: report_of(store, switch.worker).seen == ON.epoch)
-        switch._kept.leave()
+        switch._follower.leave()
         until(lambda: running() == 0)
 
     def test_worker_that_joins_at_the_last_moment_is_followed(self) -> None:
@@ -967,18 +967,18 @@ class TestThreads:
         store = OwnStore()
         switch = joined(store)
         kept = Keeper(store)
-        assert kept.round() is None
-        late = kept.switch("default")
-        leaving = late.keeper._present
+        assert kept.poll() is None
+        late = kept.follower("default")
+        leaving = late.keeper.followers
 
         def present() -> list[object]:
             found: list[object] = []
             late.worker.start(OFF, counted=True)
             return found
 
-        kept._present = present  # type: ignore[method-assign, assignment]  # the race
-        assert kept.round() == 0.0
-        kept._present = leaving  # type: ignore[method-assign]  # the end of it
+        kept.followers = present  # type: ignore[method-assign, assignment]  # the race
+        assert kept.poll() == 0.0
+        kept.followers = leaving  # type: ignore[method-assign]  # the end of it
         assert switch.worker.joined
 
 
@@ -989,7 +989,7 @@ class TestStaleKeeper:
         """The keeper has not looked for a second, and the state has changed."""
         store = FileStore(tmp_path)
         switch = Switch(store, "default")
-        kept = switch._kept
+        kept = switch._follower
         kept.join()
         with kept._io:  # The keeper's thread does not come to it.
             state = store.publish("default", published(lambda _: ON))
@@ -1032,7 +1032,7 @@ def file_switch(tmp_path: Path) -> Iterator[Switch]:
     switch = Switch(FileStore(tmp_path), "default")
     switch.join_now()
     yield switch
-    switch._kept.leave()
+    switch._follower.leave()
 
 
 class TestForks:
@@ -1079,7 +1079,7 @@ class TestForks:
 
     def test_fork_in_the_middle_of_a_look(self, file_switch: Switch) -> None:
         """Locks that a thread of the parent held at that moment do not hang a child."""
-        kept = file_switch._kept
+        kept = file_switch._follower
 
         def child() -> bool:
             file_switch.join_now()

@@ -226,7 +226,7 @@ class TestPublishing:
         made, ahead = switch(quick(server)), switch(OwnStore(server))
         far = MaintenanceState(epoch=2**52, tag="far")
         ahead.worker.adopt(far)
-        ahead._kept._report_if_due()
+        ahead._follower._report_if_due()
         server.state = None
         publication = await made.publish(lambda _: MaintenanceState())
         assert publication.state.epoch == 2**52 + 1
@@ -481,7 +481,7 @@ class TestDraining:
         store = quick()
         made = switch(store, enabled=True)
         store.server.lose_roster()
-        made._kept._reported_at = 0.0
+        made._follower._reported_at = 0.0
         made.keeper.look()
         assert (await made.drain(LONG)).outcome == "lost"
         assert (await made.drain(DrainOptions(timeout=0, workers=2))).drained is False
@@ -499,7 +499,7 @@ class TestDraining:
         made = switch(store, enabled=True)
         store.errors["confirm"] = StoreError("no rights")
         assert (await made.drain(DrainOptions(timeout=30, workers=1))).drained
-        assert "the list of workers stays open: no rights" in caplog.text
+        assert "the list of workers is still not complete: no rights" in caplog.text
 
 
 class TestOutages:
@@ -670,7 +670,7 @@ class TestOtherOperators:
             verdicts.append(verdict)
             store.server.state = publication.state
 
-        with made._kept._io:  # Its keeper does not come to it.
+        with made._follower._io:  # Its keeper does not come to it.
             store.server.state = None
             report = await made.wait(publication, LONG, progress=write_back)
         assert verdicts[0].outcome == "lost"

@@ -71,24 +71,24 @@ class TestCounting:
         assert counts(worker) == (0, 0)
 
     def test_decision_that_waited_is_taken_under_the_present_state(self) -> None:
-        """A recheck finds a newer state, and counts the request as current under it."""
+        """A request that is admitted again is counted under a newer state."""
         worker = joined()
         with admitted(worker) as admission:
-            assert not worker.recheck(admission)
+            assert not worker.readmit(admission)
             adopt(worker)
             assert counts(worker) == (0, 1)
-            assert worker.recheck(admission)
+            assert worker.readmit(admission)
             assert admission.state is ON
             assert counts(worker) == (1, 0)
-            assert not worker.recheck(admission)
+            assert not worker.readmit(admission)
 
-    def test_what_ends_in_a_recheck_is_counted_no_more(self) -> None:
-        """A release without the lock, in the middle of a recheck, is not undone."""
+    def test_what_ends_while_admitted_again_is_counted_no_more(self) -> None:
+        """A release without the lock, while it is admitted again, is not undone."""
         worker = joined()
         admission = admitted(worker)
         adopt(worker)
         worker.current = Interrupted(admission.release)
-        assert worker.recheck(admission)
+        assert worker.readmit(admission)
         assert counts(worker) == (0, 0)
 
     def test_what_ends_in_a_move_is_counted_no_more(self) -> None:
@@ -153,7 +153,7 @@ class TestCounting:
             while not done.is_set():
                 with admitted(worker) as admission:
                     worked.add(threading.get_ident())
-                    worker.recheck(admission)
+                    worker.readmit(admission)
 
         most = 0
         before = sys.getswitchinterval()
@@ -316,9 +316,9 @@ class TestReporting:
         """By the tags of the past, a worker notices that a store was put back."""
         worker = joined()
         adopt(worker)
-        assert worker.knows("off")
-        assert worker.knows("on")
-        assert not worker.knows("another")
+        assert worker.has_adopted("off")
+        assert worker.has_adopted("on")
+        assert not worker.has_adopted("another")
 
     def test_building_a_worker_reads_no_files(self) -> None:
         """A guard is built at import, where nothing may be touched."""
@@ -333,7 +333,7 @@ class TestReporting:
         worker = joined(ON)
         admission = admitted(worker)
         before = worker.id
-        worker.renew()
+        worker.reset()
         assert worker.id != before
         assert (worker.joined, worker.state) == (False, MaintenanceState())
         admission.release()
@@ -464,7 +464,7 @@ class TestStaleKeeper:
         assert admission.state is edited
         assert worker.state is OFF
         # A handler that was asked in between does not bring the known state back.
-        assert not worker.recheck(admission)
+        assert not worker.readmit(admission)
         assert admission.state is edited
 
     @pytest.mark.parametrize(
@@ -545,8 +545,8 @@ class TestTellingOfChanges:
 
         notifier.listen(fails)
         notifier.listen(told)
-        notifier.note(ON, OFF)
-        notifier.note(OFF.replace(epoch=8), ON)
+        notifier.notify(ON, OFF)
+        notifier.notify(OFF.replace(epoch=8), ON)
         assert told.done.wait(30)
         assert told == [7, 8]
         assert "on_change failed for epoch 7" in caplog.text
@@ -564,9 +564,9 @@ class TestTellingOfChanges:
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_more)
-            notifier.note(ON, OFF)
+            notifier.notify(ON, OFF)
         assert "listeners are not told" in caplog.text
-        notifier.note(OFF.replace(epoch=8), ON)
+        notifier.notify(OFF.replace(epoch=8), ON)
         assert told.done.wait(30)
         assert told == [7, 8]
 
@@ -576,8 +576,8 @@ class TestTellingOfChanges:
         told = Told(enough=1)
         notifier.listen(told)
         notifier._states.append(OFF)
-        notifier.renew()
-        notifier.note(ON, OFF)
+        notifier.reset()
+        notifier.notify(ON, OFF)
         assert told.done.wait(30)
         assert told == [7]
 

@@ -66,8 +66,9 @@ def server(python: str, peer: str, mode: str, folder: Path) -> Iterator[int]:
     try:
         limit = time.monotonic() + 30
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(
-                ("127.0.0.1", port)
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port)),
             ):
                 break
             if time.monotonic() > limit or process.poll() is not None:
@@ -131,7 +132,9 @@ def main() -> None:
                     )
                 )
                 ratios.setdefault((peer, mode), []).append(rate / bare)
-        print(f"{'requests per second, of the bare application':46}{'median':>8}  range")
+        print(
+            f"{'requests per second, of the bare application':46}{'median':>8}  range"
+        )
         for (peer, mode), found in ratios.items():
             kept = found[1:]  # The first round warms up.
             middle = statistics.median(kept)

@@ -55,8 +55,9 @@ if PEER == "ours: middleware":
 elif PEER == "waygate":
     app.add_middleware(WaygateMiddleware, engine=engine)
 elif PEER.startswith("fastapi-maintenance"):
-    from fastapi_maintenance import MaintenanceModeMiddleware
     from fastapi_maintenance.backends import LocalFileBackend
+
+    from fastapi_maintenance import MaintenanceModeMiddleware
 
     backend = None
     if PEER.endswith("file"):

@@ -40,7 +40,7 @@ class MaintenanceModeMiddleware(GuardedApp):
 
     Add it in any order: the headers of a ``CORSMiddleware`` are on its answers even
     where that stands inside. Other middlewares inside do not see a refusal, and one
-    that rewrites paths must stand outside, so that the right route is foreseen.
+    that rewrites paths must stand outside, so that the right route is found.
 
     It joins the guard's store when the application starts, and leaves it at the end.
 
@@ -78,8 +78,8 @@ class MaintenanceModeMiddleware(GuardedApp):
             )
         super().__init__(app, guard, guard._decision)  # noqa: SLF001  # two halves of one thing
         self.guard = guard
-        *_, box = layers(app)
-        self._shows_routes = router_of(box) is not None
+        *_, inner = layers(app)
+        self._shows_routes = router_of(inner) is not None
 
     async def _pass_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be a worker from before the application starts until it has ended."""
@@ -107,17 +107,17 @@ class MaintenanceModeMiddleware(GuardedApp):
         async with stack:
             await self.app(scope, receiving, sending)
 
-    def _inside(self, scope: Scope) -> object:
+    def _routed(self, scope: Scope) -> object:
         if self._shows_routes:
             return self.app
-        # A middleware behind this one hides what it wraps. It is the application's, if
-        # this one is.
+        # A middleware behind this one hides what it wraps. Both belong to the
+        # application, if this one is in its stack.
         app = scope.get("app")
         if isinstance(app, Starlette) and self in layers(app.middleware_stack):
             return app.router
         return self.app
 
-    def _is_of(self, entry: Middleware) -> bool:
+    def _is_made_by(self, entry: Middleware) -> bool:
         kind: object = entry.cls
         if kind is not type(self):
             return False

@@ -18,6 +18,7 @@ from .._fastapi import (
     RouteMatch,
     Scope,
     effective_of,
+    handles_as_usual,
     is_included,
     is_standard,
     match_frontend,
@@ -25,16 +26,17 @@ from .._fastapi import (
     middlewares_of,
     note_match,
     path_for_patterns,
+    route_path,
+    runs_as_usual,
 )
 from ..exemptions import documents, has_mark, inherits_mark, is_marked
 
 DEEPEST: Final = 64
 """How many applications may be inside of each other; one may be mounted in itself."""
 
-# Their middlewares leave the path as it is, but for one that runs users' functions.
+# Their middlewares do not change the path, except ``BaseHTTPMiddleware``, which runs
+# users' functions.
 _FRAMEWORKS: Final = ("starlette.", "fastapi.", "fastapi_maintenance.")
-
-_STANDARD_CALLS: Final = (FastAPI.__call__, Starlette.__call__)
 
 
 class ResolvedRoute(NamedTuple):
@@ -79,88 +81,90 @@ def router_of(app: object) -> Router | None:
 
 
 def resolve(app: object, scope: Scope) -> ResolvedRoute | None:
-    """Find what a request will reach, without running it.
+    """Find what a request will reach, without running it or changing its scope.
 
-    What a middleware on the way would do to the path is not seen. Behind one of a
-    mounted application or router that could lead to a route after all, everything
-    that has no route is a closed box.
-
-    Args:
-        app: The application, or what wraps it.
-        scope: The request; it is not changed.
+    What a middleware would do to the path is not seen. Behind one of a mounted
+    application, however deep, that may rewrite it, a path without a route is a closed
+    box.
 
     Returns:
         None if the application answers by itself: no route, a method that the route
         does not have, a redirect to where the slash is right, a preflight.
     """
     probe = dict(scope)
-    own = scope.get("fastapi")
-    if own:
-        probe["fastapi"] = dict(own)
+    # An endpoint may send another request into its application with its own scope.
+    probe.pop("endpoint", None)
+    fastapi_scope = scope.get("fastapi")
+    if fastapi_scope:
+        probe["fastapi"] = dict(fastapi_scope)
     apps: list[Starlette] = []
     try:
         return _descend(app, probe, apps)
     except _AnswersItselfError:
         return None
-    except Exception:  # noqa: BLE001  # of a route's own matching: no answer, closed
+    except Exception:  # noqa: BLE001  # a route's own matching failed: closed
         return ResolvedRoute(probe, None, apps, exempt=False)
 
 
 def _descend(app: object, probe: Scope, apps: list[Starlette]) -> ResolvedRoute:
-    marked = False
+    marked = rewritten = False
     for _ in range(DEEPEST):
-        boxes = list(layers(app))
-        box = boxes[-1]
-        marked = any(map(has_mark, boxes)) or (marked and inherits_mark(box))
-        router = router_of(box)
-        middlewares = list(_middlewares(boxes, router))
-        if _is_preflight(probe) and any(map(_answers_preflights, middlewares)):
-            raise _AnswersItselfError
+        chain = list(layers(app))
+        inner = chain[-1]
+        marked = any(map(has_mark, chain)) or (marked and inherits_mark(inner))
+        router = router_of(inner)
+        if any(inner is around for around in apps):
+            # It keeps the application around it, and passes nothing on to that.
+            break
+        of_app = router is not None and _enter(inner, router, probe, apps)
+        # The middlewares of the outermost application are trusted.
+        trusted = of_app and inner is router
+        middlewares = _middlewares(chain, router)
+        rewritten = _pass_middlewares(middlewares, probe, rewritten, trusted=trusted)
         if router is None or not is_standard(router, "__call__", "app"):
             break
-        home = _enter(box, router, probe, apps)
         try:
             found = _choose(router, probe)
         except _AnswersItselfError:
-            # The middlewares of the application around everything are trusted.
-            trusted = home and box is router
-            if not trusted and any(map(_may_rewrite, middlewares)):
+            if rewritten:
                 break
             raise
         if found is None:
             # What answers for every other path is an application like any other.
             app = router.default
         elif isinstance(found.route, Mount | Host):
+            if not handles_as_usual(found.route):
+                return ResolvedRoute(probe, None, apps, exempt=False)
             app = found.route.app
         else:
             effective = effective_of(found)
             exempt = (
                 marked
                 or is_marked(probe.get("endpoint"), effective)
-                or (home and _is_documentation(apps[-1], probe, effective))
+                or (of_app and _is_documentation(apps[-1], probe, effective))
             )
             return ResolvedRoute(probe, effective, apps, exempt)
     return ResolvedRoute(probe, None, apps, marked)
 
 
-def _enter(box: object, router: Router, probe: Scope, apps: list[Starlette]) -> bool:
-    """Note an application as it does when it is called.
+def _enter(inner: object, router: Router, probe: Scope, apps: list[Starlette]) -> bool:
+    """Note an application in the scope, as it does itself when it is called.
 
     Returns:
-        Whether the router is that of the innermost application itself.
+        Whether the router is an application's own, and not mounted in one.
     """
-    if isinstance(box, Starlette):
-        apps.append(box)
-        probe["app"] = box
-        root_path = getattr(box, "root_path", "")
+    if isinstance(inner, Starlette):
+        apps.append(inner)
+        probe["app"] = inner
+        root_path = getattr(inner, "root_path", "")
         if root_path:
             probe["root_path"] = root_path
-    inside: Any = probe.get("app")
-    home = router is getattr(inside, "router", None)
-    if home and inside is not box:
-        # It was entered before: the middleware stands inside of it.
-        apps.append(inside)
-    return home
+    app: Any = probe.get("app")
+    of_app = router is getattr(app, "router", None)
+    if of_app and app is not inner:
+        # The middleware stands inside of this application.
+        apps.append(app)
+    return of_app
 
 
 def _is_documentation(app: object, probe: Scope, effective: object) -> bool:
@@ -172,10 +176,10 @@ def _is_documentation(app: object, probe: Scope, effective: object) -> bool:
 
 
 def _choose(router: Router, probe: Scope) -> RouteMatch | None:
-    """Choose as the router will, and note in the scope what it will note.
+    """Choose a route, and note it in the scope, as the router will.
 
     Returns:
-        None where the router has a default of its own for the rest.
+        None if the router's own ``default`` answers.
     """
     found = _first_match(router, probe)
     if found is None:
@@ -197,7 +201,7 @@ def _choose(router: Router, probe: Scope) -> RouteMatch | None:
             raise LookupError("the router chooses in a way of its own")
         found = inside
         note_match(probe, found)
-    if isinstance(found.route, Route):
+    if isinstance(found.route, Route) and handles_as_usual(found.route):
         methods = getattr(effective_of(found), "methods", None)
         if methods and probe["method"] not in methods:
             raise _AnswersItselfError
@@ -224,25 +228,50 @@ def _first_match(router: Router, probe: Scope) -> RouteMatch | None:
 
 
 def _redirects(router: Router, probe: Scope) -> bool:
-    """Tell whether the path is right but for the slash at its end."""
+    """Tell whether the router redirects to the path with or without a last slash."""
     path: str = probe["path"]
-    top = {"/", probe.get("root_path", "") + "/"}
-    if probe["type"] != "http" or not router.redirect_slashes or path in top:
+    routed = route_path(probe)
+    if probe["type"] != "http" or not router.redirect_slashes or routed in {None, "/"}:
         return False
-    other = {**probe, "path": path.rstrip("/") if path.endswith("/") else f"{path}/"}
+    other = {**probe, "path": path.rstrip("/") if routed.endswith("/") else f"{path}/"}
     return _first_match(router, other) is not None
 
 
-def _middlewares(boxes: list[object], router: Router | None) -> Iterator[object]:
-    """Yield the classes of what a request passes before the router chooses."""
-    yield from map(type, boxes[:-1])
-    box = boxes[-1]
-    if isinstance(box, Starlette):
-        yield from (entry.cls for entry in box.user_middleware)
-        if type(box).__call__ not in _STANDARD_CALLS:
-            yield type(box)
+def _middlewares(chain: list[object], router: Router | None) -> Iterator[object]:
+    """Yield the classes of what a request passes before the router chooses.
+
+    An application that builds its middlewares in a way of its own is yielded itself.
+    """
+    *around, inner = chain
+    yield from map(type, around)
+    if isinstance(inner, Starlette):
+        if not runs_as_usual(inner):
+            yield inner
+        yield from (entry.cls for entry in inner.user_middleware)
     if router is not None:
         yield from middlewares_of(router)
+
+
+def _pass_middlewares(
+    middlewares: Iterator[object], probe: Scope, rewritten: bool, *, trusted: bool
+) -> bool:
+    """Tell whether the path or the method may be another one behind middlewares.
+
+    Args:
+        middlewares: The classes, the outermost first.
+        probe: The request.
+        rewritten: Whether they may be so already.
+        trusted: Whether these leave them as they are.
+
+    Raises:
+        _AnswersItselfError: If one of them answers a preflight.
+    """
+    preflight = _is_preflight(probe)
+    for middleware in middlewares:
+        if preflight and not rewritten and _answers_preflights(middleware):
+            raise _AnswersItselfError
+        rewritten = rewritten or (not trusted and _may_rewrite(middleware))
+    return rewritten
 
 
 def _is_preflight(probe: Scope) -> bool:
@@ -253,7 +282,11 @@ def _is_preflight(probe: Scope) -> bool:
 
 
 def _answers_preflights(middleware: object) -> bool:
-    return isinstance(middleware, type) and issubclass(middleware, CORSMiddleware)
+    return (
+        isinstance(middleware, type)
+        and issubclass(middleware, CORSMiddleware)
+        and middleware.__call__ == CORSMiddleware.__call__
+    )
 
 
 def _may_rewrite(middleware: object) -> bool:

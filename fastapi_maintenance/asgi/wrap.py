@@ -1,10 +1,10 @@
 """An application behind a guard, decided before its route runs or a body is read.
 
-While maintenance is off, no route is matched: that would cost more than everything
-else here. A request is counted before its route is known, and one that turns out to be
-exempt is dropped from the count when the worker adopts a new state. Counting too much
-for a moment is safe. Only what the application's own routers have written into the
-scope is believed then: a route that was merely foreseen may not be the one that runs.
+While maintenance is off, no route is matched: that would cost more than all the rest.
+A request is counted before its route is known, and one that turns out to be exempt is
+dropped from the count when the worker adopts a new state. Counting too much for a
+moment is safe. The route is then read from the scope, where the application's own
+routers have written it: a route that was merely foreseen may not be the one that runs.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from ..exemptions import has_mark, is_marked
 from ..handlers import NO_BODY, NoBody
 from ..log import logger
 from ..refusal import MaintenanceError, refuse
-from ..worker import Admission, held
+from ..worker import Admission
 from .resolve import ResolvedRoute, layers, resolve
 
 _SERVED: Final = frozenset({"http", "websocket"})
@@ -42,14 +42,14 @@ _STARTS: Final = frozenset({"http.response.start", "websocket.http.response.star
 class GuardedRequest:
     """A request that was admitted outside of an application.
 
-    It is noted in the scope, where the dependency finds it, and it is the label of its
-    admission: it knows its route when the application's routers have found one.
-
-    Attributes:
-        admission: Its count.
+    The dependency finds it in the scope. It is also the label of its admission, and
+    knows its route as soon as the application's routers have found one.
     """
 
-    __slots__ = ("_key", "_method", "_path", "_scope", "_seen", "_several", "admission")
+    __slots__ = (
+        *("_key", "_method", "_path", "_reached", "_reached_others", "_scope"),
+        "admission",
+    )
 
     def __init__(self, scope: Scope, key: str) -> None:
         self.admission: Admission | None = None
@@ -57,8 +57,8 @@ class GuardedRequest:
         self._path: str = scope["path"]
         self._method: object = scope.get("method")
         self._scope = scope
-        self._seen = False
-        self._several = False
+        self._reached = False
+        self._reached_others = False
         scope[key] = self
 
     def is_running(self) -> bool:
@@ -67,11 +67,9 @@ class GuardedRequest:
         return admission is not None and not admission.ended
 
     def covers(self, scope: Scope) -> bool:
-        """Tell whether a scope is that of this request, or a copy.
-
-        An endpoint may send another request into its application with a copy of its
-        own scope. That one is decided for itself.
-        """
+        """Tell whether a scope is that of this request, or a copy of it."""
+        # An endpoint may send another request into its application with a copy of its
+        # own scope. That one is decided for itself.
         return (
             self._path == scope["path"]
             and self._method == scope.get("method")
@@ -82,33 +80,33 @@ class GuardedRequest:
         """Note the scope in which the dependency ran, where the endpoint is known."""
         # The first is that of the request itself. An endpoint may send others into the
         # application, with copies of its scope.
-        if not self._seen:
-            self._seen = True
+        if not self._reached:
+            self._reached = True
             self._scope = scope
             self._path = scope["path"]
         elif scope is not self._scope:
-            self._several = True
+            self._reached_others = True
 
     def is_exempt(self) -> bool:
         """Tell whether an endpoint was reached that is exempt, and no other one."""
         scope = self._scope
         endpoint = scope.get("endpoint")
-        boxes = list(layers(endpoint))
+        chain = list(layers(endpoint))
         if (
-            not boxes
-            or isinstance(boxes[-1], Starlette | Router)  # It goes on from there.
+            not chain
+            or isinstance(chain[-1], Starlette | Router)  # Its endpoint is not known.
             or scope["path"] != self._path
-            or self._several
+            or self._reached_others
         ):
             return False
         effective = effective_route(scope)
-        if is_marked(endpoint, effective) or any(map(has_mark, boxes)):
+        if is_marked(endpoint, effective) or any(map(has_mark, chain)):
             return True
         own = getattr(scope.get("route"), "endpoint", None) is endpoint
         return has_mark(scope.get("app")) and (own or isinstance(endpoint, StaticFiles))
 
     def end(self) -> None:
-        """Keep no more than what it is called by: threads may still work for it."""
+        """Let go of the scope, but for what the label needs while threads go on."""
         scope = self._scope
         scope.pop(self._key, None)
         self._scope = {name: scope.get(name) for name in _NAMING}
@@ -147,7 +145,7 @@ class GuardedApp:
         return list(getattr(self.app, "routes", None) or ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, counted, or refuse it before its body is read."""
+        """Admit a request, or refuse it before its body is read."""
         if scope["type"] not in _SERVED:
             await self._pass_other(scope, receive, send)
             return
@@ -157,7 +155,7 @@ class GuardedApp:
         if decided or self._is_overridden(scope.get("app")):
             await self.app(scope, receive, send)
             return
-        # Looked up each time: a test may have replaced it for a while.
+        # Looked up each time, as ``testing.force`` replaces it.
         switch = decision.switch
         worker = switch.worker
         state = worker.state
@@ -172,7 +170,7 @@ class GuardedApp:
                 if admission is not None and not (
                     admission.state.enabled and switch.in_force(admission.state)
                 ):
-                    request.admission = admission.__enter__()
+                    request.admission = admission.enter_context()
                     if scope["type"] == "websocket":
                         websocket = WebSocket(scope, receive, send)
                         close_websocket(admission, websocket)
@@ -186,7 +184,7 @@ class GuardedApp:
         await self._decide(scope, receive, send, known=known)
 
     async def _pass_other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is no request."""
+        """Pass on what is not a request."""
         await self.app(scope, receive, send)
 
     async def _decide(
@@ -194,7 +192,7 @@ class GuardedApp:
     ) -> None:
         """Decide while maintenance is on, or while the state is not known."""
         decision = self._decision
-        resolved = resolve(self._inside(scope), scope)
+        resolved = resolve(self._routed(scope), scope)
         if (
             resolved is None
             or resolved.exempt
@@ -215,14 +213,14 @@ class GuardedApp:
                 if pending is not None:
                     await pending
             except (MaintenanceError, WebSocketException) as error:
-                # Without its traceback, whose frames hold this one, which holds it.
+                # Without its traceback: with this frame, it would be a reference cycle.
                 refusal = error.with_traceback(None)
             else:
                 if isinstance(connection, PendingWebSocket):
                     websocket = connection.opened = WebSocket(scope, receive, send)
                     receive, send = websocket.receive, websocket.send
                 request = GuardedRequest(scope, decision.key)
-                request.admission = next(held(), None)
+                request.admission = decision.switch.worker.own_admission()
                 stack.callback(request.end)
                 await self.app(scope, receive, send)
                 return
@@ -236,7 +234,7 @@ class GuardedApp:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Answer as the application around this would, and in any case with a 503."""
+        """Answer as the outer application would, and in any case with a 503."""
         outer = scope.get("app")
         inside = self._entries_inside(outer)
         if outer is None and resolved.apps:
@@ -253,13 +251,15 @@ class GuardedApp:
             )
 
     def _entries_inside(self, app: object) -> list[Middleware]:
-        """Return the middlewares of the application around this that stand inside."""
+        """Return the middlewares of an application that stand inside of this one."""
         entries = app.user_middleware if isinstance(app, Starlette) else []
-        own = [number for number, entry in enumerate(entries) if self._is_of(entry)]
-        return entries[own[0] + 1 :] if own else []
+        for number, entry in enumerate(entries, 1):
+            if self._is_made_by(entry):
+                return entries[number:]
+        return []
 
-    def _is_of(self, _entry: Middleware) -> bool:
-        """Tell whether an entry of ``user_middleware`` made this."""
+    def _is_made_by(self, _entry: Middleware) -> bool:
+        """Tell whether this was made by an entry of ``user_middleware``."""
         return False
 
     def _is_overridden(self, app: object) -> bool:
@@ -267,26 +267,22 @@ class GuardedApp:
         overrides = getattr(app, "dependency_overrides", None)
         return overrides is not None and self._guard in overrides
 
-    def _inside(self, _scope: Scope) -> object:
-        """Return where to look for what a request will reach."""
+    def _routed(self, _scope: Scope) -> object:
+        """Return the application whose routes a request will reach."""
         return self.app
 
 
 class PendingWebSocket(WebSocket):
-    """What handlers are asked about; when it was let in, what is told to close.
+    """A WebSocket that handlers are asked about, before it is let in.
 
     Attributes:
-        opened: The connection itself, when it has been let in.
+        opened: The connection itself, once it has been let in.
     """
 
     opened: WebSocket | None = None
 
     async def close(self, code: int = 1000, reason: str | None = None) -> None:
-        """Close the connection.
-
-        Raises:
-            RuntimeError: If it has not been let in, or has ended.
-        """
+        """Close the connection, once it has been let in."""
         if self.opened is None:
             await super().close(code, reason)
         else:
@@ -320,7 +316,7 @@ class Refusal:
         self.failure: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, in any case."""
+        """Answer by the handler, or plainly where there is none or it fails."""
         error, started = self._error, False
 
         async def sending(message: Message) -> None:
@@ -341,7 +337,7 @@ class Refusal:
             await _plain_answer(error)(scope, receive, send)
 
     def _has_handler(self) -> bool:
-        """Tell whether the application answers such an error in a way of its own."""
+        """Tell whether the application has a handler of its own for the error."""
         handlers = getattr(self._app, "exception_handlers", {})
         status = getattr(self._error, "status_code", None)
         kinds = (status, *type(self._error).__mro__)
@@ -349,7 +345,7 @@ class Refusal:
         return next(found, http_exception_handler) is not http_exception_handler
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handlers: dict[Any, Any] = {  # of all kinds of errors, as Starlette types them
+        handlers: dict[Any, Any] = {  # Starlette's own type
             HTTPException: http_exception_handler,
             **getattr(self._app, "exception_handlers", {}),
         }
@@ -361,7 +357,7 @@ class Refusal:
 
 
 def _with_cors(app: ASGIApp, inside: list[Middleware], scope: Scope) -> ASGIApp:
-    """Put an answer behind the middlewares for CORS among some."""
+    """Put an answer behind the CORS middlewares among some entries."""
     if not any(name == b"origin" for name, _ in scope["headers"]):
         return app
     for entry in reversed(inside):

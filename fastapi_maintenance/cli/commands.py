@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 
 from ..changes import EnableOptions, default_actor
-from ..fence import Roster, WorkerReport
+from ..fence import Roster, WorkerReport, shown_span
 from ..state import MaintenanceState
 from ..stores import ENVIRONMENT, StoreError
 from ..switch import DrainOptions, Publication
@@ -22,7 +22,7 @@ from .exits import ExitCode, FailureError
 from .output import Output
 from .signals import InterruptedBySignalError, Signals
 from .target import Target
-from .times import clock, show_span
+from .times import clock
 from .workers import worker_summary
 
 STAYS_ON: Final = (
@@ -199,7 +199,7 @@ async def forget(target: Target, workers: Sequence[str], lost_for: float | None)
         target.out.say(f"Forgot {worker.name} ({worker.id}).")
     if not gone:
         target.out.say(
-            f"No worker has been silent for {show_span(lost_for or 0)}; none was"
+            f"No worker has been silent for {shown_span(lost_for or 0)}; none was"
             " forgotten."
         )
     return ExitCode.DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Group, RenderableType
@@ -12,12 +11,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..fence import Roster, Verdict, WorkerReport, count_before
+from ..fence import (
+    Roster,
+    Verdict,
+    WorkerReport,
+    count_before,
+    has_acknowledged,
+    shown_span,
+)
 from ..state import MaintenanceState
 from .output import clean
 from .target import Target
-from .times import clock, show_span
-from .workers import is_drained, plural, workers_table
+from .times import clock
+from .workers import plural, workers_table
 
 LINE_INTERVAL: Final = 5.0
 """Seconds between two lines where no terminal can redraw a table."""
@@ -56,12 +62,7 @@ class WaitDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -114,7 +115,11 @@ class WaitDisplay:
         live.update(Group(*parts), refresh=True)
 
     def _done(self, workers: tuple[WorkerReport, ...]) -> int:
-        return sum(is_drained(worker, self._state) for worker in workers)
+        return sum(
+            has_acknowledged(worker, self._state)
+            and not count_before(worker, self._state)
+            for worker in workers
+        )
 
     def _progress(self, workers: tuple[WorkerReport, ...]) -> str:
         text = f"{self._done(workers)} of {plural(len(workers), 'worker')} drained"
@@ -122,4 +127,4 @@ class WaitDisplay:
         return text + (f", {plural(left, 'request')} left" if left else "")
 
     def _left(self, waited: float) -> str:
-        return f"{show_span(max(0.0, self._timeout - waited))} to go"
+        return f"{shown_span(max(0.0, self._timeout - waited))} to go"

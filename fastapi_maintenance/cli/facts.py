@@ -1,21 +1,20 @@
-"""What is shown of a state: one table of facts, for terminals, lines and JSON."""
+"""What is shown of a state, in terminals, lines and JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..fence import Roster, WorkerReport, distinct_hosts
+from ..fence import Roster, WorkerReport, distinct_hosts, shown_span
 from ..state import VERSION, MaintenanceState
 from .output import Output, clean
-from .times import show_moment, show_span
+from .times import show_moment
 from .workers import (
     roster_summary,
     worker_document,
@@ -62,19 +61,67 @@ class View:
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Return what is known, label by label."""
-        for label, fact in FACTS.items():
-            text = fact(self)
-            if text is not None:
-                yield label, text
-        for name, field in MaintenanceState.model_fields.items():
-            value = getattr(self.state, name)
-            if name not in _SHOWN and value != field.default:
-                yield name.replace("_", "-"), str(value)
+        state = self.state
+        yield "store", self.place
+        yield "switch", self.name
+        if not self.fixed:
+            yield from self._of_workers()
+        if state.version != VERSION:
+            yield (
+                "version",
+                f"{state.version}, of a newer release: everything is refused",
+            )
+        yield from self._of_times()
+        if state.message is not None:
+            yield "message", state.message
+        if state.actor is not None:
+            yield "by", state.actor
+        if state.holders:
+            yield "held by", ", ".join(state.holders)
+        if state.enabled:
+            reads = "yes: GET, HEAD and OPTIONS pass" if state.read_only else "no"
+            yield "read-only", reads
+            yield "bypass", "yes: a token is set" if state.bypass else "no"
+        if state.retry_after is not None:
+            yield "retry-after", str(state.retry_after)
+        if state.close_after is not None:
+            yield "close-after", str(state.close_after)
+
+    def _of_workers(self) -> Iterator[tuple[str, str]]:
+        if self.roster is None:
+            yield "workers", "not known"
+            return
+        yield "workers", worker_summary(self.roster)
+        summary = roster_summary(self.roster)
+        if summary is not None:
+            yield "roster", summary
+
+    def _of_times(self) -> Iterator[tuple[str, str]]:
+        state = self.state
+        if state.enabled and state.starts_at is not None:
+            yield "begins", self._with_distance(state.starts_at)
+        if state.since is not None:
+            label = "since" if state.enabled else "off since"
+            yield label, self._with_distance(state.since)
+        if state.enabled and state.until is not None:
+            how = (
+                "opens by itself"
+                if state.auto_off
+                else "expected; stays on until `off`"
+            )
+            yield "until", f"{self._with_distance(state.until)}, {how}"
+
+    def _with_distance(self, moment: datetime) -> str:
+        away = (moment - self.now).total_seconds()
+        if abs(away) < 1:
+            return f"{show_moment(moment)}, now"
+        near = f"in {shown_span(away)}" if away > 0 else f"{shown_span(-away)} ago"
+        return f"{show_moment(moment)}, {near}"
 
     def document(self) -> dict[str, object]:
         """Return the same for scripts, with no trace of a token."""
-        state, now, roster = self.state, self.now, self.roster
-        known = roster is not None and not self.fixed
+        state, now = self.state, self.now
+        roster = None if self.fixed else self.roster
         document = json.loads(state.to_json())
         return {
             "store": self.place,
@@ -82,12 +129,12 @@ class View:
             "phase": state.phase(now),
             "in_force": state.in_force(now),
             "state": document | {"bypass": bool(document.get("bypass"))},
-            "workers": [worker_document(worker, state, now) for worker in self.workers]
-            if known
-            else None,
+            "workers": None
+            if roster is None
+            else [worker_document(worker, state, now) for worker in roster.living],
             "machines": distinct_hosts(self.workers),
-            "complete": roster.complete if known and roster else None,
-            "roster_age": round(roster.age, 3) if known and roster else None,
+            "complete": None if roster is None else roster.complete,
+            "roster_age": None if roster is None else round(roster.age, 3),
             "uncounted": roster is not None and roster.uncounted,
         }
 
@@ -114,96 +161,3 @@ class View:
         out.say(self.headline())
         for label, value in self.facts():
             out.say(f"  {label:<10} {value}".rstrip())
-
-
-def _version(view: View) -> str | None:
-    if view.state.version == VERSION:
-        return None
-    return f"{view.state.version}, of a newer release: everything is refused"
-
-
-def _since(view: View) -> str | None:
-    state = view.state
-    if not state.enabled or state.since is None:
-        return None
-    return _with_distance(state.since, view.now)
-
-
-def _begins(view: View) -> str | None:
-    state = view.state
-    if not state.enabled or state.starts_at is None:
-        return None
-    return _with_distance(state.starts_at, view.now)
-
-
-def _off_since(view: View) -> str | None:
-    state = view.state
-    if state.enabled or state.since is None:
-        return None
-    return _with_distance(state.since, view.now)
-
-
-def _until(view: View) -> str | None:
-    state = view.state
-    if not state.enabled or state.until is None:
-        return None
-    how = "opens by itself" if state.auto_off else "expected; stays on until `off`"
-    return f"{_with_distance(state.until, view.now)}, {how}"
-
-
-def _read_only(view: View) -> str | None:
-    if not view.state.enabled:
-        return None
-    return "yes: GET, HEAD and OPTIONS pass" if view.state.read_only else "no"
-
-
-def _bypass(view: View) -> str | None:
-    if not view.state.enabled:
-        return None
-    return "yes: a token is set" if view.state.bypass else "no"
-
-
-def _workers(view: View) -> str | None:
-    if view.fixed:
-        return None
-    return "not known" if view.roster is None else worker_summary(view.roster)
-
-
-def _roster(view: View) -> str | None:
-    if view.fixed or view.roster is None:
-        return None
-    return roster_summary(view.roster)
-
-
-FACTS: Final[dict[str, Callable[[View], str | None]]] = {
-    "store": lambda view: view.place,
-    "switch": lambda view: view.name,
-    "workers": _workers,
-    "roster": _roster,
-    "version": _version,
-    "begins": _begins,
-    "since": _since,
-    "off since": _off_since,
-    "until": _until,
-    "message": lambda view: view.state.message,
-    "by": lambda view: view.state.actor,
-    "held by": lambda view: ", ".join(view.state.holders) or None,
-    "read-only": _read_only,
-    "bypass": _bypass,
-}
-
-# Fields that these facts tell; any other one is shown by its name.
-_SHOWN: Final = frozenset(
-    {
-        *("epoch", "tag", "version", "enabled", "since", "starts_at", "until"),
-        *("auto_off", "message", "read_only", "actor", "holders", "bypass"),
-    }
-)
-
-
-def _with_distance(moment: datetime, now: datetime) -> str:
-    away = (moment - now).total_seconds()
-    if abs(away) < 1:
-        return f"{show_moment(moment)}, now"
-    near = f"in {show_span(away)}" if away > 0 else f"{show_span(-away)} ago"
-    return f"{show_moment(moment)}, {near}"

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..inventory import NOT_COVERED, Entry, survey
 from .exits import ExitCode, FailureError
 from .output import Output, clean
+from .workers import plain_table
 
 _STYLES: Final = {"guarded": "green", NOT_COVERED: "bold red"}
 
@@ -77,7 +78,7 @@ def load(application: str) -> object:
 
 
 def _table(entries: list[Entry]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("COVERAGE", no_wrap=True)
     table.add_column("KIND", no_wrap=True)
     table.add_column("PATH", overflow="fold")

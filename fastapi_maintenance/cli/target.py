@@ -8,19 +8,27 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from ..fence import DrainReport, Roster, WorkerReport, has_acknowledged
+from ..fence import (
+    DrainReport,
+    Roster,
+    WorkerReport,
+    has_acknowledged,
+    shown_span,
+    worker_status,
+)
+from ..files import foreign_owner
 from ..state import MaintenanceState
 from ..stores import StoreError, TemporaryStoreError, location, open_store
 from ..stores.env import EnvStore
-from ..stores.file import FileStore, foreign_owner
+from ..stores.file import FileStore
 from ..stores.memory import MemoryStore
 from ..switch import Publication, Switch
 from .exits import ExitCode, FailureError
 from .facts import View
 from .options import Where
 from .output import Output
-from .times import show_moment, show_span
-from .workers import acknowledged_by, worker_document, worker_status
+from .times import show_moment
+from .workers import acknowledged_by, worker_document
 
 PATIENCE: Final = 3.0
 """Seconds for which a command waits for a store that does not answer."""
@@ -222,7 +230,7 @@ class Target:
         # Each of them has acknowledged, or it would not be drained.
         who = acknowledged_by(report.workers, state)
         self.out.say(
-            f"Drained after {show_span(report.seconds)}: {who}; nothing from before is"
+            f"Drained after {shown_span(report.seconds)}: {who}; nothing from before is"
             " running."
         )
         self.out.say(NOT_WAITED_FOR)
@@ -237,7 +245,7 @@ class Target:
         """
         self._result(report, state)
         return (
-            f"not drained after {show_span(report.seconds)} ({report.outcome}):"
+            f"not drained after {shown_span(report.seconds)} ({report.outcome}):"
             f" {report.reason}"
         )
 

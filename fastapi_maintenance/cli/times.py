@@ -10,8 +10,6 @@ _DURATION: Final = re.compile(
     r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?", re.ASCII
 )
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
-_TENTHS: Final = 9.95
-_MINUTE: Final = 60
 _CLOCK: Final = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2})?", re.ASCII)
 
 
@@ -127,22 +125,3 @@ def _clock(moment: datetime) -> str:
 def clock() -> str:
     """Return the local time of day."""
     return f"{datetime.now().astimezone():%H:%M:%S}"
-
-
-def show_span(seconds: float) -> str:
-    """Return a length of time in two units at most."""
-    if seconds < _TENTHS:
-        return f"{max(seconds, 0.0):.1f} s"
-    whole = round(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    for size, name, smaller, part in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {part}" if rest else "")
-    return f"{whole // _MINUTE} min" + (
-        f" {whole % _MINUTE} s" if whole % _MINUTE else ""
-    )

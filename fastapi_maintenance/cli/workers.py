@@ -1,9 +1,8 @@
-"""What is shown of workers: one column for table, lines and JSON alike."""
+"""What is shown of workers, in tables, lines and JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Final
 
@@ -17,114 +16,11 @@ from ..fence import (
     count_before,
     distinct_hosts,
     has_acknowledged,
+    shown_span,
+    worker_status,
 )
 from ..state import MaintenanceState
 from .output import clean
-from .times import show_span
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One worker under a state, at one moment."""
-
-    worker: WorkerReport
-    state: MaintenanceState
-    now: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One thing that is shown of each worker.
-
-    Attributes:
-        key: Its name in JSON.
-        value: What JSON has.
-        title: The head of its column in tables; without one, it is in JSON alone.
-        text: What tables have; the value by default.
-        right: Whether it is aligned to the right.
-        max_width: Its width at most.
-        ratio: Its share of the width that is left.
-    """
-
-    key: str
-    value: Callable[[Seen], object]
-    title: str = ""
-    text: Callable[[Seen], str] | None = None
-    right: bool = False
-    max_width: int | None = None
-    ratio: int | None = None
-
-    def cell(self, seen: Seen) -> Text:
-        """Return what a table has of a worker."""
-        if self.text is not None:
-            return Text(self.text(seen))
-        text = clean(str(self.value(seen)))
-        style = _STYLES.get(text.partition(" ")[0].rstrip(","), "bold red")
-        return Text(text, style=style if self.key == "status" else "")
-
-
-def is_drained(worker: WorkerReport, state: MaintenanceState) -> bool:
-    """Tell whether a worker has acknowledged, and runs nothing older."""
-    return has_acknowledged(worker, state) and not worker.old
-
-
-def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) -> str:
-    """Return what a worker is doing under a state, in a few words."""
-    acknowledged = has_acknowledged(worker, state)
-    if not state.in_force(now):
-        text = "serving" if acknowledged else "not acknowledged"
-    elif state.needs_clock:
-        # Requests from before its start were admitted under the same epoch.
-        text = "refusing" if acknowledged else "not acknowledged"
-    elif is_drained(worker, state):
-        text = "drained"
-    else:
-        text = f"draining ({count_before(worker, state)} left)"
-    if worker.uncounted:
-        text = "cannot be counted"
-    if worker.liveness != "silent":
-        return text
-    silent = f"no answer for {show_span(worker.age)}"
-    return f"drained, {silent}" if text == "drained" else silent
-
-
-def oldest_request(worker: WorkerReport) -> str:
-    """Return age and route of the oldest request on a worker."""
-    if worker.oldest is None:
-        return ""
-    return f"{show_span(worker.oldest.seconds)}  {clean(worker.oldest.route)}"
-
-
-COLUMNS: Final = (
-    Column(key="id", value=lambda seen: seen.worker.id),
-    Column(key="host", value=lambda seen: seen.worker.host, title="HOST", max_width=24),
-    Column(key="pid", value=lambda seen: seen.worker.pid, title="PID", right=True),
-    Column(
-        key="in_flight",
-        value=lambda seen: seen.worker.in_flight,
-        title="IN FLIGHT",
-        right=True,
-    ),
-    Column(
-        key="status",
-        value=lambda seen: worker_status(seen.worker, seen.state, seen.now),
-        title="STATUS",
-    ),
-    Column(key="older", value=lambda seen: count_before(seen.worker, seen.state)),
-    Column(
-        key="acknowledged",
-        value=lambda seen: has_acknowledged(seen.worker, seen.state),
-    ),
-    Column(key="liveness", value=lambda seen: seen.worker.liveness),
-    Column(key="report_age", value=lambda seen: round(seen.worker.age, 3)),
-    Column(
-        key="oldest",
-        value=lambda seen: seen.worker.oldest and seen.worker.oldest.model_dump(),
-        title="OLDEST REQUEST",
-        text=lambda seen: oldest_request(seen.worker),
-        ratio=1,
-    ),
-)
 
 _STYLES: Final = {
     "serving": "green",
@@ -143,34 +39,58 @@ def workers_table(
     live: bool,
 ) -> Table:
     """Return one line for each worker; where it is live, as wide as the terminal."""
-    table = Table(
+    table = plain_table(
+        # Long routes are cut, and nothing else.
+        expand=live
+    )
+    table.add_column("HOST", no_wrap=True, max_width=24)
+    table.add_column("PID", no_wrap=True, justify="right")
+    table.add_column("IN FLIGHT", no_wrap=True, justify="right")
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("OLDEST REQUEST", no_wrap=True, ratio=1)
+    for worker in workers:
+        status = worker_status(worker, state, now)
+        style = _STYLES.get(status.partition(" ")[0].rstrip(","), "bold red")
+        oldest = worker.oldest
+        table.add_row(
+            Text(clean(worker.host)),
+            Text(str(worker.pid)),
+            Text(str(worker.in_flight)),
+            Text(status, style=style),
+            Text(
+                f"{shown_span(oldest.seconds)}  {clean(oldest.route)}" if oldest else ""
+            ),
+        )
+    return table
+
+
+def plain_table(*, expand: bool = False) -> Table:
+    """Return a table without lines."""
+    return Table(
         box=None,
         pad_edge=False,
         header_style="bold",
         padding=(0, 2, 0, 0),
-        # Long routes are cut, and nothing else.
-        expand=live,
+        expand=expand,
     )
-    columns = [column for column in COLUMNS if column.title]
-    for column in columns:
-        table.add_column(
-            column.title,
-            no_wrap=True,
-            overflow="ellipsis",
-            justify="right" if column.right else "left",
-            max_width=column.max_width,
-            ratio=column.ratio,
-        )
-    for worker in workers:
-        table.add_row(*(column.cell(Seen(worker, state, now)) for column in columns))
-    return table
 
 
 def worker_document(
     worker: WorkerReport, state: MaintenanceState, now: datetime
 ) -> dict[str, object]:
     """Return a worker for scripts."""
-    return {column.key: column.value(Seen(worker, state, now)) for column in COLUMNS}
+    return {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "in_flight": worker.in_flight,
+        "status": worker_status(worker, state, now),
+        "older": count_before(worker, state),
+        "acknowledged": has_acknowledged(worker, state),
+        "liveness": worker.liveness,
+        "report_age": round(worker.age, 3),
+        "oldest": worker.oldest and worker.oldest.model_dump(),
+    }
 
 
 def worker_summary(roster: Roster) -> str:
@@ -196,7 +116,7 @@ def roster_summary(roster: Roster) -> str | None:
         )
     if roster.age < SETTLING:
         return f"new: complete if no other worker reports within {SETTLING:.0f} s"
-    return f"complete for {show_span(roster.age)}"
+    return f"complete for {shown_span(roster.age)}"
 
 
 def acknowledged_by(workers: Collection[WorkerReport], state: MaintenanceState) -> str:

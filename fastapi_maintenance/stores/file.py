@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
-import secrets
-import stat
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from filelock import lock_descriptor, unlock_descriptor
 from pydantic import BaseModel
 
 from .. import processes
 from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
+from ..files import (
+    UntrustedFileError,
+    is_directory,
+    make_directory,
+    read_own,
+    read_small,
+    replace,
+    write_new,
+)
+from ..locks import (
+    LOCK_TIMEOUT,
+    HeldLock,
+    check_file_system,
+    is_free,
+    is_shared,
+    writing,
+)
 from ..state import SIZE_LIMIT, MaintenanceState, StateFormatError
 from . import (
     DEFAULT_PATH,
@@ -27,19 +39,10 @@ from . import (
     Change,
     Model,
     StoreError,
-    T,
     listed,
     next_state,
     parse,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows: uncounted workers are not noticed there.
-    fcntl = None  # type: ignore[assignment]  # the module, or nothing
-
-LOCK_TIMEOUT: Final = 3.0
-"""Seconds to wait for another process that writes."""
 
 _WORKER: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -103,7 +106,7 @@ class FileStore:
         """Read the state file; None when there is none."""
         path = self.state_path(name)
         try:
-            content = read_small(path)
+            content = read_small(path, SIZE_LIMIT)
             if content is None:
                 return None
             known = self._known.get(name)
@@ -138,7 +141,7 @@ class FileStore:
                         " points to"
                     )
             try:
-                stored = read_small(path)
+                stored = read_small(path, SIZE_LIMIT)
             except OSError:
                 stored = b""  # As if it were damaged.
             state = next_state(stored, change)
@@ -170,7 +173,7 @@ class FileStore:
         folder = self.run_dir / name
         members = folder / "members.json"
         with _explained("cannot read the workers", self.run_dir):
-            uncounted = self._has_uncounted()
+            uncounted = is_shared(self.path)
             while True:
                 membership = _model(Membership, members)
                 workers = () if membership is None else tuple(_workers(folder))
@@ -285,21 +288,6 @@ class FileStore:
             self._mark.release()
             self._mark = None
 
-    def _has_uncounted(self) -> bool:
-        if fcntl is None:
-            return False
-        try:
-            descriptor = os.open(self.path, READING)
-        except OSError:
-            return False
-        try:
-            # Another drain may be looking at this moment.
-            return not _soon(0.02, lambda: lock_descriptor(descriptor, blocking=False))
-        except OSError:
-            return True  # Where a directory cannot be locked, nothing is known.
-        finally:
-            os.close(descriptor)
-
 
 def _workers(folder: Path) -> Iterator[WorkerReport]:
     for file in sorted(os.listdir(folder)):  # noqa: PTH208  # raises what glob hides
@@ -331,7 +319,7 @@ def _model(kind: type[Model], path: Path) -> Model | None:
         OSError: If it cannot be read.
     """
     try:
-        return None if path.is_symlink() else parse(kind, read_small(path, NO_LINK))
+        return parse(kind, read_own(path, SIZE_LIMIT))
     except UntrustedFileError:
         return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance import StoreError
-from fastapi_maintenance.keeper import _Kept
+from fastapi_maintenance.keeper import Follower
 from fastapi_maintenance.stores import TemporaryStoreError
 from fastapi_maintenance.stores.redis import RedisStore, acl_line
 from tests.chaos.harness import Operator, Service, free_port, until
@@ -441,11 +441,11 @@ def test_forty_workers_join_at_once(service: Service) -> None:
     store = RedisStore.from_url(service.url)
     workers = [another(store) for _ in range(40)]
 
-    def join(worker: _Kept) -> None:
+    def join(worker: Follower) -> None:
         # As long as a lifespan tries.
         until(lambda: entered(worker))
 
-    def entered(worker: _Kept) -> bool:
+    def entered(worker: Follower) -> bool:
         with contextlib.suppress(TemporaryStoreError):
             worker.enter()
             return True

@@ -163,7 +163,7 @@ class Member:
 
     def enter(self) -> None:
         """Join, with a list of workers that has stood for long enough."""
-        self.switch._kept.enter()
+        self.switch._follower.enter()
         change_list(self.folder, self.switch.name, made=time.time() - 200)
 
     @contextlib.contextmanager
@@ -186,7 +186,7 @@ class Member:
 
     def leave(self) -> None:
         """Leave the store."""
-        self.switch._kept.leave()
+        self.switch._follower.leave()
 
 
 def _no_worker(folder: Path, member: Member) -> tuple[int, str]:

@@ -166,10 +166,9 @@ for module, names in lost.items():
         delattr(module, name)
 sys.modules["pwd"] = None
 from fastapi_maintenance.cli import main
-from fastapi_maintenance.stores import file
-from fastapi_maintenance import processes
+from fastapi_maintenance import locks
 
-file.fcntl = None
+locks.fcntl = None
 from tests.cli.support import Member
 from pathlib import Path
 

@@ -12,7 +12,7 @@ import pytest
 from fastapi_maintenance import FileStore, MaintenanceState
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.cli.facts import View
-from fastapi_maintenance.cli.workers import roster_summary, worker_status
+from fastapi_maintenance.cli.workers import roster_summary
 from fastapi_maintenance.fence import Roster, WorkerReport
 from tests.cli.support import (
     PATIENCE,
@@ -122,31 +122,6 @@ def report(**fields: object) -> WorkerReport:
     """Return the report of a worker that has adopted the state."""
     known = {"id": "1-a", "host": "web", "pid": 1, "seen": 5, "tag": "t"}
     return WorkerReport.model_validate(known | fields)
-
-
-@pytest.mark.parametrize(
-    ("worker", "state", "text"),
-    [
-        (report(current=2), ON.replace(enabled=False), "serving"),
-        (report(seen=4), ON.replace(enabled=False), "not acknowledged"),
-        (report(), ON.replace(since=None, starts_at=NOW + HOUR), "serving"),
-        (report(), ON.replace(since=None, starts_at=NOW - HOUR), "refusing"),
-        (report(seen=4), ON.replace(auto_off=True, until=NOW + HOUR), "not ack"),
-        (report(seen=4, current=2), ON, "draining (2 left)"),
-        (report(seen=4), ON, "draining (0 left)"),
-        (report(old=1, current=7), ON, "draining (1 left)"),
-        (report(current=7), ON, "drained"),
-        (report(seen=6, tag="other"), ON, "drained"),
-        (report(uncounted=1), ON, "cannot be counted"),
-        (report(old=1, liveness="silent", age=12), ON, "no answer for 12 s"),
-        (report(liveness="silent", age=12), ON, "drained, no answer for 12 s"),
-    ],
-)
-def test_a_worker_is_described_in_a_few_words(
-    worker: WorkerReport, state: MaintenanceState, text: str
-) -> None:
-    """Serving, draining, drained or without an answer; never drained by a clock."""
-    assert worker_status(worker, state, NOW).startswith(text)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from fastapi_maintenance.cli.times import (
     parse_duration,
     parse_moment,
     show_moment,
-    show_span,
 )
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -164,27 +163,6 @@ def test_a_moment_is_shown_in_both_times(
     """Local time and UTC stand side by side, and once where they are the same."""
     zone(name)
     assert show_moment(moment) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (-1.0, "0.0 s"),
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.4, "59 s"),
-        (60, "1 min"),
-        (1199, "19 min 59 s"),
-        (3600, "1 h"),
-        (5400, "1 h 30 min"),
-        (86_400, "1 d"),
-        (100_000, "1 d 3 h"),
-    ],
-)
-def test_a_span_is_shown_in_two_units(seconds: float, shown: str) -> None:
-    """Two units are enough: a day has no seconds."""
-    assert show_span(seconds) == shown
 
 
 def test_the_clock_is_local(zone: Zone) -> None:

@@ -514,7 +514,7 @@ class RealWorker(RuleBasedStateMachine):
         admission.release()
         if twice:
             admission.release()
-            assert not self.worker.recheck(admission)
+            assert not self.worker.readmit(admission)
 
     @precondition(lambda self: self.held)
     @rule(index=st.integers(0, 50))
@@ -522,7 +522,7 @@ class RealWorker(RuleBasedStateMachine):
         """A request that waited for a handler is decided again."""
         place = index % len(self.held)
         admission, epoch = self.held[place]
-        assert self.worker.recheck(admission) == (epoch != self.state.epoch)
+        assert self.worker.readmit(admission) == (epoch != self.state.epoch)
         assert admission.state == self.state
         self.held[place] = (admission, self.state.epoch)
 

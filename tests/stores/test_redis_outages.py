@@ -332,7 +332,7 @@ def test_trouble_of_one_switch_leaves_the_others_alone(
     """Another program's data under one name does not stop the reports of the rest."""
     caplog.set_level(logging.INFO)
     first = another(near, "first")
-    second = first.keeper.switch("second")
+    second = first.keeper.follower("second")
     with joined(first, second):
         raw = shared_server().client()
         raw.rpush(near._key("first", "state"), "mine")

@@ -268,7 +268,7 @@ def test_damaged_state_counts_as_closed(store: SQLStore) -> None:
     """It cannot be read, a change sees an enabled state, and publishing repairs it."""
     store.publish(NAME, published(lambda _: MaintenanceState()))
     run(store, "UPDATE {}_switches SET state = 'no JSON'")
-    with pytest.raises(StoreError, match="'default' in .*_switches in .* is not a state"):
+    with pytest.raises(StoreError, match=r"'default' in .*_switches .*is not a state"):
         store.read(NAME)
     found = []
 
