@@ -65,10 +65,10 @@ _MODULES = {
 }
 _PARTS = {"exemptions", "inventory", "stores", "testing"}
 
-# Threads that load parts of FastAPI at once, each from another end, find halves of it.
+# Two threads that import parts of FastAPI at once can see half-loaded modules.
 _loading = threading.RLock()
 
-if not typing.TYPE_CHECKING:  # Checkers would take it for a promise of every name.
+if not typing.TYPE_CHECKING:  # Type checkers would accept every name.
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES and name not in _PARTS:

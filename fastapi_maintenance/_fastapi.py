@@ -98,15 +98,15 @@ def effective_route(scope: Scope) -> object | None:
     WebSockets, the route itself is complete. An ``app.frontend()`` has neither.
     """
     route: object | None = scope.get("route")
-    own = scope.get("fastapi")
-    if not isinstance(own, Mapping):
+    fastapi_scope = scope.get("fastapi")
+    if not isinstance(fastapi_scope, Mapping):
         return route
-    context: object | None = own.get("effective_route_context")
+    context: object | None = fastapi_scope.get("effective_route_context")
     if getattr(context, "dependant", None) is not None and (
         route is None or getattr(context, "original_route", None) is route
     ):
         return context
-    if route is None and "frontend_path" in own:
+    if route is None and "frontend_path" in fastapi_scope:
         return getattr(scope.get("app"), "router", None)
     return route
 
@@ -116,7 +116,7 @@ def direct_dependencies(effective: object | None) -> list[object]:
     dependant = getattr(effective, "dependant", None)
     if dependant is not None:
         return [node.call for node in getattr(dependant, "dependencies", ())]
-    # A router stands for the frontends on it.
+    # A frontend has none; its router stands for it.
     listed = getattr(effective, "dependencies", ())
     return [getattr(entry, "dependency", None) for entry in listed or ()]
 
@@ -127,11 +127,10 @@ def effective_template(effective: object | None) -> str:
     return path if isinstance(path, str) else ""
 
 
-def serves(app: object, route: object, effective: object | None) -> bool:
+def is_own_route(app: object, route: object, effective: object | None) -> bool:
     """Tell whether a route is an application's own, not of a router mounted on it.
 
-    The template of a mounted route lacks the prefix of the mount. Where a release
-    cannot list included routes (0.137.0 and 0.137.1) they are taken for mounted.
+    FastAPI 0.137.0 and 0.137.1 cannot list included routes, so these are not.
     """
     routes = getattr(app, "routes", [])
     if any(own is route for own in routes):
@@ -193,9 +192,11 @@ def match_route(route: BaseRoute, scope: Scope) -> RouteMatch:
     if inner is None or not is_standard(inner, "handle", "matches"):
         match, noted = route.matches(scope)
         return RouteMatch(match, noted, route)
-    own = {**scope.get("fastapi", {}), "included_router": route}
+    fastapi_scope = {**scope.get("fastapi", {}), "included_router": route}
     included: Any = route
-    match, noted, chosen, context = included._match({**scope, "fastapi": own})  # noqa: SLF001  # there is no other way
+    match, noted, chosen, context = included._match(  # noqa: SLF001  # no public way
+        {**scope, "fastapi": fastapi_scope}
+    )
     return RouteMatch(match, noted, chosen, context)
 
 
@@ -212,8 +213,7 @@ def route_path(scope: Scope) -> str | None:
 def path_for_patterns(scope: Scope) -> str | None:
     """Return what a router compares with the patterns of its routes, if that is known.
 
-    Starlette asks each route, which costs about 1 us; a pattern is compared in a tenth
-    of that.
+    To match a pattern costs a tenth of what it costs to ask a route.
     """
     if "effective_route_context" in scope.get("fastapi", ()):
         return None
@@ -232,11 +232,11 @@ def match_frontend(router: Router, scope: Scope) -> RouteMatch | None:
 def note_match(scope: Scope, found: RouteMatch) -> None:
     """Note a match in a scope as the router does."""
     noted = found.scope
-    own = noted.get("fastapi", {})
+    added = noted.get("fastapi", {})
     if found.context is not None:
-        own = {**own, "effective_route_context": found.context}
-    if own:
-        noted = {**noted, "fastapi": {**scope.get("fastapi", {}), **own}}
+        added = {**added, "effective_route_context": found.context}
+    if added:
+        noted = {**noted, "fastapi": {**scope.get("fastapi", {}), **added}}
     scope.update(noted)
 
 
@@ -272,11 +272,12 @@ def routes_of(router: Router) -> Iterator[ListedRoute]:
 def _effective_routes(route: BaseRoute) -> Iterator[tuple[Any, BaseRoute]]:
     # Up to 0.136 an included route is a copy, complete in itself. 0.137.0 and 0.137.1
     # share it and have no public way to its contexts.
-    own = getattr(route, "effective_route_contexts", None)
-    if own is None:
+    contexts_of = getattr(route, "effective_route_contexts", None)
+    if contexts_of is None:
         yield route, route
         return
-    for context in own() if _route_contexts is None else _route_contexts([route]):
+    contexts = contexts_of() if _route_contexts is None else _route_contexts([route])
+    for context in contexts:
         # Before 0.144 a context knows nothing of the copies that it makes of WebSocket
         # routes, plain routes and mounts.
         copied = getattr(context, "starlette_route", None)
@@ -287,19 +288,19 @@ def runs_dependencies(effective: Any) -> bool:  # a route or a context
     """Tell whether FastAPI runs the dependencies of a route, as far as can be seen.
 
     FastAPI 0.138 lists those of a frontend and does not run them. A subclass of
-    ``APIRoute`` may put something of its own in the place of FastAPI's handler. One
-    that calls what it overrides has its name in its code.
+    ``APIRoute`` can replace FastAPI's handler; if it calls what it overrides, that name
+    is in its code.
     """
     if getattr(effective, "dependant", None) is None:
         return False
     route = getattr(effective, "original_route", effective)
     if not isinstance(route, APIRoute):
         return True
-    own = type(route).__mro__[: type(route).__mro__.index(APIRoute)]
+    subclasses = type(route).__mro__[: type(route).__mro__.index(APIRoute)]
     app = getattr(effective, "app", None)  # Some releases make it for each request.
     return (app is None or _leads_to_fastapi(app)) and all(
         _mentions(vars(kind)[name], name)
-        for kind in own
+        for kind in subclasses
         for name in ("get_route_handler", "handle")
         if name in vars(kind)
     )
@@ -317,7 +318,7 @@ def _leads_to_fastapi(app: Any) -> bool:
 
 def _captured(function: object) -> Iterator[object]:
     for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # Nothing has been put into it.
+        with suppress(ValueError):  # It is empty.
             yield cell.cell_contents
 
 
@@ -368,12 +369,7 @@ class LazyDependency:
                 )
 
     async def __call__(self, connection: HTTPConnection) -> object:
-        """Solve it for a connection, within ``stacks_kept``.
-
-        Raises:
-            ValueError: If a parameter below it is missing or not valid.
-            Exception: What a dependency raises.
-        """
+        """Solve it for a connection, within ``stacks_kept``."""
         async with AsyncExitStack() as stack:
             connection.scope.update(dict.fromkeys(_INNER, stack))
             solved = await solve_dependencies(
@@ -394,9 +390,9 @@ class InvalidParametersError(ValueError):
 
 @contextmanager
 def stacks_kept(scope: Scope) -> Iterator[None]:
-    """Put back a request's own exit stacks when a lazy dependency is left.
+    """Restore the request's own exit stacks when a lazy dependency has been left.
 
-    It may be left while it still runs, which must not hold back what comes after it.
+    A timeout can leave it while it is still running.
     """
     saved = {name: scope.get(name, _MISSING) for name in _INNER}
     try:

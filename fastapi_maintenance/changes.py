@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationError,
 )
 
@@ -74,7 +75,10 @@ class EnableOptions(BaseModel):
             not longer than 0 seconds, a text that is not one line, a short token.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    # Neither its repr nor an error shows the token.
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True
+    )
 
     message: Line | None = None
     at: Moment | None = None
@@ -82,16 +86,14 @@ class EnableOptions(BaseModel):
     auto_off: bool = False
     retry_after: Annotated[int, BeforeValidator(_in_whole_seconds)] | None = None
     read_only: bool = False
-    bypass_token: Annotated[str, AfterValidator(_valid_token)] | None = None
+    bypass_token: Annotated[str, AfterValidator(_valid_token)] | None = Field(
+        default=None, repr=False
+    )
     actor: Line | None = None
 
     @classmethod
     def asked(cls, **values: object) -> Self:
-        """Return the options that code asks for.
-
-        Raises:
-            ValueError: If a value cannot work; in one line with its name.
-        """
+        """Return the options that code asks for; an error is one line."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -157,12 +159,7 @@ class Changes:
     def turn_on(
         self, before: MaintenanceState | None, options: EnableOptions
     ) -> MaintenanceState:
-        """Switch on as asked.
-
-        Raises:
-            HeldError: If it could open under the work of another holder.
-            ValueError: If the start or the end has passed.
-        """
+        """Switch on as asked; refused if it could open under the work of another."""
         on = before if before is not None and before.enabled else None
         others = others_holding(on)
         lets_reads_in = on is not None and options.read_only and not on.read_only
@@ -189,11 +186,7 @@ class Changes:
         actor: str | None = None,
         force: bool = False,
     ) -> MaintenanceState:
-        """Open again.
-
-        Raises:
-            HeldError: If others hold it on, unless ``force``.
-        """
+        """Open again; refused if others hold it, unless ``force``."""
         others = others_holding(before)
         if others and not force:
             raise HeldError(
@@ -206,11 +199,7 @@ class Changes:
     def add_hold(
         self, before: MaintenanceState | None, options: EnableOptions, holder: str
     ) -> MaintenanceState:
-        """Switch on, or keep it on, under one more name.
-
-        Raises:
-            ValueError: If the start or the end has passed.
-        """
+        """Switch on, or keep it on, under one more name."""
         if before is None or not before.enabled:
             return self.turn_on(before, options).replace(holders=(holder,))
         asked = options.state(self.now, self.now)
@@ -245,10 +234,6 @@ class Changes:
     ) -> MaintenanceState:
         """Return the state in the form that can be drained: in force, by no clock.
 
-        Args:
-            state: What is to be drained.
-            close_after: Seconds after which older requests are asked to end.
-
         Raises:
             CannotDrainError: If it is off, has not begun, or opens by itself.
         """
@@ -282,8 +267,7 @@ def published(
 
     Args:
         change: From the stored state to the next one.
-        above: Epochs that the new one must be larger than: those that workers report,
-            as the store may have lost what it had.
+        above: Epochs that workers report: the store may have lost what it had.
     """
     known = tuple(above)
     tag = secrets.token_hex(8)

@@ -13,13 +13,7 @@ _SECONDS_LIMIT: Final = 10**9
 
 
 def check_text(text: object, name: str) -> None:
-    """Refuse a text that cannot be one line of a log, a terminal and JSON.
-
-    Raises:
-        TypeError: If it is not a string.
-        ValueError: If it is empty, longer than 2000 characters, or has a control
-            character, a line break or a lone surrogate.
-    """
+    """Refuse a text that cannot be one line of a log, a terminal and JSON."""
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a string, not {text!r}")
     if not text.strip() or len(text) > _TEXT_LIMIT:
@@ -35,11 +29,7 @@ def check_text(text: object, name: str) -> None:
 
 
 def check_listener(listener: object, name: str) -> None:
-    """Refuse what cannot be called with a change, from any thread.
-
-    Raises:
-        TypeError: If it is not callable, or a coroutine function.
-    """
+    """Refuse what cannot be called with a change, from any thread."""
     if not callable(listener):
         raise TypeError(f"{name} must be callable, not {listener!r}")
     if inspect.iscoroutinefunction(listener):
@@ -50,12 +40,7 @@ def check_listener(listener: object, name: str) -> None:
 
 
 def seconds(value: object, name: str) -> float:
-    """Return a number of seconds, zero or more.
-
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is negative, not finite, or more than 10**9.
-    """
+    """Return a number of seconds, from 0 to 10**9."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     # Not a number compares as false, too.
@@ -67,12 +52,7 @@ def seconds(value: object, name: str) -> float:
 
 
 def fraction(value: float, name: str) -> float:
-    """Return a number from 0 to 1.
-
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is less, more or not finite.
-    """
+    """Return a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
     if not 0 <= value <= 1:
@@ -86,12 +66,7 @@ def seconds_or_none(value: float | None) -> float | None:
 
 
 def whole_seconds(value: float | timedelta, name: str) -> int:
-    """Return a duration as whole seconds, rounded up.
-
-    Raises:
-        TypeError: If it is neither a number nor a ``timedelta``.
-        ValueError: If it is negative, not finite, or more than 10**9.
-    """
+    """Return a duration as whole seconds, rounded up."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     return math.ceil(seconds(value, name))

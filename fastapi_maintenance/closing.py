@@ -18,11 +18,11 @@ SERVICE_RESTART: Final = 1012
 
 
 class Closing:
-    """Whether the calling work is to end, as ``drain(close_after=...)`` asked.
+    """Whether the calling work is to end, as ``drain(close_after=...)`` asks.
 
-    It speaks for the request, stream, WebSocket or ``guard.admit()`` block that asks,
-    from any of its tasks and threads. It is never set for work that is not counted, nor
-    for work that was let in under maintenance.
+    Any task or thread of a request, stream, WebSocket or ``guard.admit()`` block can
+    ask. It is never set for work that is not counted, nor for work that was let in
+    under maintenance.
 
     Examples:
         >>> async def ticks(guard):
@@ -41,7 +41,7 @@ class Closing:
         return admission is not None and admission.closing
 
     async def wait(self) -> None:
-        """Wait until the calling work is to end; for ever where it never is."""
+        """Wait until the calling work is to end; forever if it never is."""
         event = anyio.Event()
         spawn = _spawner()
         admission = self._own()
@@ -66,7 +66,6 @@ def close_websocket(admission: Admission, websocket: WebSocket) -> None:
     spawn = _spawner()
 
     async def close() -> None:
-        # It may be closing, closed or gone: then it has what it needs.
         try:
             await websocket.close(SERVICE_RESTART, "maintenance")
         except (RuntimeError, OSError, WebSocketDisconnect) as error:
@@ -76,12 +75,12 @@ def close_websocket(admission: Admission, websocket: WebSocket) -> None:
 
 
 def _spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
-    """Return what starts a task of the running event loop from any thread."""
+    """Return a function that starts a task in this event loop, from any thread."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return _trio_spawner()
-    tasks: set[asyncio.Task[None]] = set()  # The loop itself holds none of them.
+    tasks: set[asyncio.Task[None]] = set()  # The loop holds no references to tasks.
 
     def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         def start() -> None:
@@ -89,14 +88,14 @@ def _spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        with contextlib.suppress(RuntimeError):  # The loop is closed: all has ended.
+        with contextlib.suppress(RuntimeError):  # The loop is closed.
             loop.call_soon_threadsafe(start)
 
     return spawn
 
 
 def _trio_spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
-    import trio  # noqa: PLC0415  # it is there, as it runs
+    import trio  # noqa: PLC0415  # its loop is running, so it is installed
 
     token = trio.lowlevel.current_trio_token()
 

@@ -154,11 +154,7 @@ class Decision:
         )
 
     def refuse(self, scope: Scope, state: MaintenanceState) -> NoReturn:
-        """Refuse a connection; warn once if it is a health check.
-
-        Raises:
-            MaintenanceError: Always; or ``WebSocketException``.
-        """
+        """Refuse a connection; warn once if it is a health check."""
         if not self._warned_of_probe:
             prober = prober_of(scope)
             if prober is not None:

@@ -18,7 +18,7 @@ from ._fastapi import (
     direct_dependencies,
     documentation_paths,
     effective_template,
-    serves,
+    is_own_route,
 )
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
@@ -27,8 +27,8 @@ _MARK: Final = "__maintenance_exempt__"
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
-class _Nothing:
-    """Awaits to None at once; what the marker returns as a dependency."""
+class _DoneAtOnce:
+    """What the marker returns as a dependency: awaits to None, without a thread."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -46,8 +46,8 @@ class MaintenanceExempt:
 
     def __init__(self) -> None:
         # FastAPI looks at ``__call__`` of the instance to decide whether a dependency
-        # needs a thread, and calls the one of the class.
-        self.__dict__["__call__"] = _asynchronous
+        # needs a thread, and then calls the one of the class.
+        self.__dict__["__call__"] = _async_call
 
     @overload
     def __call__(self, endpoint: None = None, /) -> Awaitable[None]: ...
@@ -62,9 +62,9 @@ class MaintenanceExempt:
             TypeError: If it is put on something that cannot be marked.
         """
         if endpoint is None:
-            return _Nothing()
-        # Routes and routers are callable, but included ones are never called: nothing
-        # would look for a marker on them.
+            return _DoneAtOnce()
+        # Routes and routers are callable too, but included ones are never called, so
+        # that nothing would see a marker on them.
         if not callable(endpoint) or isinstance(endpoint, BaseRoute | APIRouter):
             raise TypeError(
                 "@maintenance_exempt marks endpoints and applications, not"
@@ -85,7 +85,7 @@ class MaintenanceExempt:
         return "maintenance_exempt"
 
 
-async def _asynchronous() -> None: ...
+async def _async_call() -> None: ...
 
 
 maintenance_exempt: Final = MaintenanceExempt()
@@ -111,15 +111,15 @@ Examples:
 def has_mark(endpoint: object) -> bool:
     """Tell whether an endpoint or application itself carries the marker.
 
-    Only what it has itself counts, so that a class does not mark what is made of it,
-    and an object that answers to every attribute cannot look like a hit.
+    Its own ``__dict__`` counts. So a class does not mark its instances, and an object
+    that has every attribute is not taken for a marked one.
     """
     own = endpoint.__func__ if isinstance(endpoint, MethodType) else endpoint
     return getattr(own, "__dict__", {}).get(_MARK) is maintenance_exempt
 
 
 def inherits_mark(app: object) -> bool:
-    """Tell whether something mounted in a marked application is a part of it."""
+    """Tell whether something mounted in a marked application is marked with it."""
     return isinstance(app, Router | StaticFiles)
 
 
@@ -135,16 +135,16 @@ def is_documentation(scope: Scope, effective: object | None) -> bool:
     app = scope.get("app")
     return (
         scope["type"] == "http"
-        and documents(app, effective)
-        and serves(app, scope.get("route"), effective)
+        and looks_like_documentation(app, effective)
+        and is_own_route(app, scope.get("route"), effective)
     )
 
 
-def documents(app: object, effective: object | None) -> bool:
+def looks_like_documentation(app: object, effective: object | None) -> bool:
     """Tell whether a route of an application looks like its documentation.
 
-    The recipe of FastAPI's documentation, and nothing wider: a GET route that the
-    schema does not list, at the very template of one of the documentation paths.
+    That is the recipe of FastAPI's documentation and nothing wider: a GET route that
+    the schema does not list, with one of the documentation paths as its template.
     """
     methods = getattr(effective, "methods", None)
     return (
@@ -156,10 +156,7 @@ def documents(app: object, effective: object | None) -> bool:
 
 
 class ReadyMade:
-    """A handler that answers at once, by the scope alone.
-
-    Such handlers are asked first, and need no thread.
-    """
+    """A handler that answers at once, by the scope alone: asked first, in no thread."""
 
     def __init__(self, name: str, matches: Callable[[HTTPConnection], bool]) -> None:
         self.__qualname__ = name
@@ -208,7 +205,7 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
         given = [
             value for header, value in connection.scope["headers"] if header == key
         ]
-        # A header that is sent twice may have been added by a client.
+        # Of two such headers, one may have been added by the client.
         return len(given) == 1 and hmac.compare_digest(given[0], expected)
 
     return ReadyMade("with_header", has_secret)

@@ -208,12 +208,7 @@ def roster_of(
 ) -> Roster:
     """Return what a coordinator sees.
 
-    Args:
-        membership: Who has joined. None where that is not stored: reports that are
-            there are left over from a loss.
-        workers: Their reports.
-        now: The time by the store's clock.
-        uncounted: Whether workers exist that could not join.
+    Without a stored membership, the reports that are there are left over from a loss.
     """
     if membership is None:
         return Roster(complete=False, uncounted=uncounted)
@@ -352,13 +347,14 @@ class Fence:
             clock: The coordinator's own monotonic clock, in seconds.
             own: Per worker, the requests that wait for this very drain.
         """
-        if clock - self._looked > SILENT_AFTER:
+        passed = clock - self._looked
+        if passed > SILENT_AFTER:
             # This process was stopped, and has not heard what workers said.
             self.pause()
         self._looked = clock
         self._remember(roster)
         workers = [_without_own(worker, own or {}) for worker in roster.living]
-        silent = self._silence(workers, clock)
+        silent = self._silence(workers, clock, passed)
         pending = [w for w in workers if blocks_drain(w, self.state)]
         missing = self._missing(roster, clock)
         waiting = [w for w in pending if silent[w.id] < LOST_AFTER]
@@ -427,7 +423,7 @@ class Fence:
         return missing
 
     def _silence(
-        self, workers: Iterable[WorkerReport], clock: float
+        self, workers: Iterable[WorkerReport], clock: float, passed: float
     ) -> dict[str, float]:
         """Return per worker for how long it has said nothing new."""
         silent = {}
@@ -437,7 +433,7 @@ class Fence:
                 # It was silent before the first look. After an outage of the store,
                 # all workers were, and come back with their next heartbeat.
                 since = clock - (LOST_AFTER - RETURN_GRACE)
-            elif known is None or _is_newer(worker, known):
+            elif known is None or _is_newer(worker, known, passed):
                 since = clock
             self._answered[worker.id] = worker, since
             silent[worker.id] = clock - since
@@ -448,13 +444,7 @@ class Fence:
 def judge_number(
     roster: Roster, workers: int | None, settling: float = SETTLING
 ) -> Verdict:
-    """Tell whether the workers that have joined are known to be all.
-
-    Args:
-        roster: What the store shows.
-        workers: How many must have joined; None trusts the roster.
-        settling: Seconds that a new roster is given.
-    """
+    """Tell whether the workers that have joined are known to be all."""
     living = len(roster.living)
     if workers == living:
         return Verdict("drained")
@@ -497,11 +487,11 @@ _UNCOUNTED: Final = "some workers cannot be counted; see their logs for the reas
 _NOBODY: Final = WorkerReport(id="", host="", pid=0)
 
 
-def _is_newer(worker: WorkerReport, known: WorkerReport) -> bool:
-    # The age falls when a worker repeats its report at its heartbeat.
-    return worker.age < known.age or worker.listed("alive", 0) != known.listed(
-        "alive", 0
-    )
+def _is_newer(worker: WorkerReport, known: WorkerReport, passed: float) -> bool:
+    # A worker repeats its report at its heartbeat: the age is less than time alone
+    # makes it. Half of a heartbeat is left for a store that answers unevenly.
+    repeated = worker.age < known.age + passed - HEARTBEAT / 2
+    return repeated or worker.listed("alive", 0) != known.listed("alive", 0)
 
 
 def _without_own(worker: WorkerReport, own: Mapping[str, int]) -> WorkerReport:
@@ -535,13 +525,7 @@ def shown_span(seconds: float) -> str:
 
 
 def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) -> str:
-    """Return what a worker is doing under a state, in a few words.
-
-    Args:
-        worker: Its report.
-        state: The present state.
-        now: The time to judge by.
-    """
+    """Return what a worker is doing under a state, in a few words."""
     in_force, left = state.in_force(now), count_before(worker, state)
     if worker.uncounted:
         text = "cannot be counted"

@@ -23,7 +23,7 @@ from .worker import not_working_for_a_request
 ExemptHandler = Callable[..., object]
 """Called with the connection, a ``Request`` or a ``WebSocket``; ``True`` exempts.
 
-Sync or async. The parameter is the user's to annotate, hence the ellipsis.
+It may be sync or async. Users annotate its one parameter as they like, so ``...``.
 """
 
 ExemptHandlers = ExemptHandler | Depends | Sequence[ExemptHandler | Depends] | None
@@ -48,10 +48,9 @@ NO_BODY: Final = "fastapi_maintenance.no_body"
 
 
 class NoBody:
-    """Stands where a body would be, for handlers that are asked before it arrives.
+    """``receive`` and ``send`` of a connection whose body has not arrived yet.
 
-    It is ``receive`` and ``send`` of the connection that handlers are given outside of
-    an application, and stands in its scope under ``NO_BODY``.
+    It is in the scope as ``NO_BODY``.
 
     Attributes:
         asked: Whether the present handler wanted the body, and so does not exempt.
@@ -61,11 +60,7 @@ class NoBody:
         self.asked: bool = False
 
     async def __call__(self, _message: object = None) -> NoReturn:
-        """Refuse to be read.
-
-        Raises:
-            RuntimeError: Always.
-        """
+        """Refuse to be read."""
         self.asked = True
         raise RuntimeError(
             "the middleware and wrap decide before the body arrives: exempt handlers"
@@ -74,16 +69,7 @@ class NoBody:
 
 
 class HandlerChain:
-    """The exempt handlers of a guard: ready-made ones first, then in their order.
-
-    Args:
-        handlers: One, several or none.
-        timeout: Seconds that each may take.
-
-    Raises:
-        TypeError: If one is not callable, or not with one argument.
-        ValueError: If the timeout is not a positive number of seconds.
-    """
+    """The exempt handlers of a guard: ready-made ones first, then in their order."""
 
     def __init__(self, handlers: ExemptHandlers, timeout: float) -> None:
         if not seconds(timeout, "handler_timeout"):
@@ -97,7 +83,7 @@ class HandlerChain:
             if isinstance(given, str | bytes) or not isinstance(given, Iterable):
                 raise TypeError(f"exempt_handler must be callable, not {handlers!r}")
             listed = tuple(given)
-        # They cost nothing, and must not wait for what others hang on.
+        # Ready-made ones cost nothing, and must not wait for others that hang.
         ordered = sorted(listed, key=lambda one: not isinstance(one, ReadyMade))
         self._handlers = [_Handler(handler, timeout) for handler in ordered]
 
@@ -134,11 +120,11 @@ class _Handler:
         if unread is not None:
             unread.asked = False
         try:
-            # A thread that hangs would hold up the drain of the request around it.
+            # Else a drain would wait for a thread that hangs.
             with stacks_kept(connection.scope), not_working_for_a_request():
                 answer = await _within(self._timeout, self._call(connection))
         except (HTTPException, WebSocketException, InvalidParametersError):
-            # How a dependency says no to an anonymous client: not a failure.
+            # This is how a dependency refuses an anonymous client; it is no failure.
             self._note(None)
             return False
         except Exception as error:  # noqa: BLE001  # it does not exempt
@@ -174,7 +160,7 @@ class _Direct:
 
     def __init__(self, handler: ExemptHandler) -> None:
         self._handler = handler
-        # Only where to call it is told from the function; whether to await is not.
+        # This decides only where to call it. The result says whether to await it.
         self._here = isinstance(handler, ReadyMade) or _looks_async(handler)
         self._running = threading.Semaphore(THREADS)
 
@@ -191,8 +177,8 @@ class _Direct:
         return await answer if inspect.isawaitable(answer) else answer
 
     def _in_thread(self, connection: HTTPConnection) -> tuple[object]:
-        # An abandoned thread gives its place in the limiter back but not its stack:
-        # without this, every request could leave one more hanging.
+        # An abandoned thread gives its place in the limiter back but goes on. Without
+        # this, every request could leave one more hanging.
         if not self._running.acquire(blocking=False):
             raise TimeoutError(f"{THREADS} earlier calls are still running")
         try:
@@ -208,8 +194,8 @@ async def _within(seconds: float, work: Awaitable[object]) -> object:
     except RuntimeError:
         with anyio.fail_after(seconds):
             return await work
-    # A task of its own: a thread that a dependency waits for cannot be cancelled, and
-    # a scope in this task would wait for it with the client.
+    # A thread that a dependency waits for cannot be cancelled. With a cancel scope in
+    # this task, the client would wait for it; so it has a task of its own.
     task = asyncio.ensure_future(work, loop=loop)
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
@@ -232,7 +218,7 @@ def _forget(task: "asyncio.Future[object]") -> None:
 
 def _looks_async(handler: ExemptHandler) -> bool:
     unwrapped: object = handler
-    # By type: an object that answers to every attribute would be unwrapped for ever.
+    # By type: an object that has every attribute would be unwrapped forever.
     while isinstance(unwrapped, functools.partial):
         unwrapped = unwrapped.func
     return inspect.iscoroutinefunction(unwrapped) or inspect.iscoroutinefunction(
@@ -257,5 +243,5 @@ def _check_signature(handler: object) -> None:
 
 
 def callable_name(handler: object) -> str:
-    """Return what a handler or dependency is called for people."""
+    """Return the name of a handler or dependency for people."""
     return getattr(handler, "__qualname__", None) or type(handler).__qualname__

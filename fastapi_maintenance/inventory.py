@@ -1,4 +1,4 @@
-"""What is covered: the truth behind ``routes`` and the warning at start-up."""
+"""What is covered: for ``routes`` and the warnings at start-up."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ._fastapi import ListedRoute, direct_dependencies, routes_of, runs_dependen
 from .asgi.resolve import layers, router_of
 from .asgi.wrap import GuardedApp
 from .decision import Decision
-from .exemptions import documents, has_mark, inherits_mark, is_marked
+from .exemptions import has_mark, inherits_mark, is_marked, looks_like_documentation
 from .handlers import callable_name
 from .log import logger
 
@@ -55,7 +55,7 @@ class _Place:
         prefix: The path up to here.
         mount: The path of the outermost mount on the way, or "".
         app: The innermost Starlette or FastAPI application.
-        home: Whether the routes are that application's own, not a mounted router's.
+        of_app: Whether the routes are its own, and not those of a mounted router.
         marked: Whether that application is marked exempt.
         around: What is passed on the way: "wrap NAME", "middleware NAME".
         depth: How many mounts deep; an application may be mounted in itself.
@@ -64,7 +64,7 @@ class _Place:
     prefix: str = ""
     mount: str = ""
     app: object = None
-    home: bool = False
+    of_app: bool = False
     marked: bool = False
     around: tuple[str, ...] = ()
     depth: int = 0
@@ -81,15 +81,15 @@ def survey(app: object) -> list[Entry]:
         mounted applications too. What is mounted and has no routes of its own, such
         as static files, is one entry.
     """
-    return [entry for _, entry in _inside(app, _Place())]
+    return [entry for _, entry in _walk(app, _Place())]
 
 
 def warn_of_uncovered(app: object) -> None:
-    """Log once for each application what its guards may be thought to cover."""
+    """Log once for each application what its guards do not cover."""
     if router_of(app) is None or app in _warned:
         return
     _warned.add(app)
-    found = list(_inside(app, _Place()))
+    found = list(_walk(app, _Place()))
     mounts = dict.fromkeys(
         mount for mount, entry in found if mount and entry.coverage == NOT_COVERED
     )
@@ -113,37 +113,38 @@ def warn_of_uncovered(app: object) -> None:
         )
 
 
-def _inside(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
-    boxes = list(layers(app))
-    box = boxes[-1] if boxes else app
-    around = [*place.around, *map(_guarding, boxes)]
-    router = router_of(box)
-    if isinstance(box, Starlette):
-        place = replace(place, app=box, home=True)
-        around += map(_guarding_entry, box.user_middleware)
+def _walk(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
+    """Yield what is below a place, with the outermost mount that it is in."""
+    chain = list(layers(app))
+    inner = chain[-1] if chain else app
+    around = [*place.around, *map(_guarding, chain)]
+    router = router_of(inner)
+    if isinstance(inner, Starlette):
+        place = replace(place, app=inner, of_app=True)
+        around += map(_guarding_entry, inner.user_middleware)
     else:
-        place = replace(place, home=False)
+        place = replace(place, of_app=False)
     place = replace(
         place,
-        marked=any(map(has_mark, boxes)) or (place.marked and inherits_mark(box)),
+        marked=any(map(has_mark, chain)) or (place.marked and inherits_mark(inner)),
         around=tuple(dict.fromkeys(filter(None, around))),
         depth=place.depth + 1,
     )
     if router is None or place.depth > _DEEPEST:
-        coverage = _best(place, guarded=False)
-        note = _joined(*place.around, type(box).__name__)
+        coverage = _coverage(place, guarded=False)
+        note = "; ".join([*place.around, type(inner).__name__])
         yield place.mount, Entry("Mount", (), place.prefix or "/", coverage, note)
         return
     for route in routes_of(router):
         if route.kind == "Mount":
             path = place.prefix + route.path
             below = replace(place, prefix=path, mount=place.mount or path or "/")
-            yield from _inside(route.effective.app, below)
+            yield from _walk(route.effective.app, below)
         else:
             yield place.mount, _entry(route, place)
 
 
-def _best(place: _Place, *, guarded: bool) -> str:
+def _coverage(place: _Place, *, guarded: bool) -> str:
     if place.marked:
         return EXEMPT
     return GUARDED if guarded or place.around else NOT_COVERED
@@ -154,36 +155,38 @@ def _entry(route: ListedRoute, place: _Place) -> Entry:
     calls = direct_dependencies(effective)
     names = [_switch_of(call) for call in calls]
     guards = [name for name in names if name is not None]
-    run = runs_dependencies(effective)
-    earlier = names.index(guards[0]) if guards else 0
-    coverage = _best(place, guarded=run and bool(guards))
+    runs = runs_dependencies(effective)
     if route.kind == "HTTP" and _is_documentation(effective, place):
         coverage = DOCUMENTATION
     elif is_marked(getattr(effective, "endpoint", None), effective):
         coverage = EXEMPT
-    before = ", ".join(_depends(call) for call in calls[:earlier])
-    if guards and not run:
-        reason = f"{_class_of(effective)} {_NO_DEPENDENCIES}"
-    elif earlier and coverage == GUARDED:
-        reason = f"{before} run{'s' if earlier == 1 else ''} before the guard"
     else:
-        reason = ""
-    guarding = f"guard {', '.join(guards)}" if guards and run else ""
-    note = _joined(guarding, *place.around, reason)
+        coverage = _coverage(place, guarded=runs and bool(guards))
+    notes: list[str] = []
+    if coverage in {GUARDED, NOT_COVERED}:
+        if guards and runs:
+            notes.append(f"guard {', '.join(guards)}")
+        notes += place.around
+        before = calls[: names.index(guards[0])] if guards else []
+        if guards and not runs:
+            notes.append(f"{_class_of(effective)} {_NO_DEPENDENCIES}")
+        elif before and coverage == GUARDED:
+            run = "runs" if len(before) == 1 else "run"
+            notes.append(f"{', '.join(map(_depends, before))} {run} before the guard")
     return Entry(
         route.kind,
         tuple(sorted(getattr(effective, "methods", None) or ())),
         place.prefix + route.path,
         coverage,
-        "" if coverage in {DOCUMENTATION, EXEMPT} else note,
+        "; ".join(notes),
     )
 
 
 def _is_documentation(effective: object, place: _Place) -> bool:
     return (
-        place.home
+        place.of_app
         and isinstance(place.app, FastAPI)
-        and documents(place.app, effective)
+        and looks_like_documentation(place.app, effective)
     )
 
 
@@ -208,13 +211,9 @@ def _guarding_entry(entry: Middleware) -> str:
     if not (isinstance(entry.cls, type) and issubclass(entry.cls, GuardedApp)):
         return ""
     guard = entry.args[0] if entry.args else entry.kwargs.get("guard")
-    # One without a guard makes its own, of its options.
+    # Without a guard, the middleware makes one.
     return f"middleware {_switch_of(guard) or entry.kwargs.get('name', 'default')}"
 
 
 def _depends(call: object) -> str:
     return f"Depends({callable_name(call)})"
-
-
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)

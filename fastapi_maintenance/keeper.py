@@ -199,9 +199,7 @@ class Follower:
     def join(self) -> None:
         """Join the store, before anything is admitted.
 
-        Raises:
-            StoreError: If the store cannot be reached. Callers that waited for the
-                same attempt get the same answer, at once.
+        Callers that waited for the same attempt get the same error, at once.
         """
         if self.worker.joined:
             return
@@ -215,7 +213,7 @@ class Follower:
                 with self._io:
                     self._join()
                 self.keeper.start()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # raised again, as one kind
                 # Without a thread, it would admit and never learn of a change.
                 self.worker.joined = False
                 failed = error
@@ -297,11 +295,7 @@ class Follower:
             self._problems.solved("join")
 
     def _read(self) -> MaintenanceState | None:
-        """Read the state from a store that may be a user's own.
-
-        Raises:
-            StoreError: If it cannot be read, for any reason.
-        """
+        """Read the state; any failure is a ``StoreError``."""
         try:
             state: object = self.keeper.store.read(self.name)
         except StoreError:
@@ -543,11 +537,7 @@ def _collect() -> bool:
 
 
 class LogOnce:
-    """Logs a problem when it begins or changes, and that it is over.
-
-    Args:
-        title: What it is about.
-    """
+    """Logs a problem when it begins or changes, and when it is over."""
 
     def __init__(self, title: str) -> None:
         self._title = title

@@ -7,14 +7,11 @@ import logging
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
-    """Logs, and drops the record if a filter or a handler of the application raises.
-
-    A log filter that fails must not refuse requests or stop a thread.
-    """
+    """Logs, and drops the record if a filter or a handler of the application raises."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: object) -> None:
         """Log one record."""
-        with contextlib.suppress(Exception):  # There is nowhere left to say so.
+        with contextlib.suppress(Exception):  # It must not stop a request or a thread.
             super().log(level, msg, *args, **kwargs)  # type: ignore[arg-type]  # passed on as it came
 
 

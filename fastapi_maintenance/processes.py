@@ -51,7 +51,7 @@ class ProcessIdentity(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity:
-        """Read what ``str`` has written; a text that is none says nothing."""
+        """Read what ``str`` has written; of any other text, all fields are empty."""
         parts = text.split("|")
         return cls(*parts) if len(parts) == len(cls._fields) else cls()
 
@@ -78,8 +78,8 @@ def is_gone(process: str, pid: int, proc: Path = _PROC) -> bool:
         return True
     except (PermissionError, OverflowError):
         pass
-    # A start time that cannot be read (hidepid) proves nothing, and neither does one
-    # from the process table of another namespace, whose numbers mean other processes.
+    # A start time that cannot be read (hidepid) proves nothing. In the process table
+    # of another namespace, the same number is another process.
     if not _is_own_table(proc):
         return False
     started = _start_time(str(pid), proc)
@@ -89,12 +89,12 @@ def is_gone(process: str, pid: int, proc: Path = _PROC) -> bool:
 def may_share_kernel(process: str, proc: Path = _PROC) -> bool:
     """Tell whether locks of a process would be seen here.
 
-    They are not if it runs on another kernel, such as a guest with a shared folder. The
-    same installation before a reboot counts: its locks are gone with it.
+    They are not if it runs on another kernel, such as a guest with a shared folder.
     """
     other, own = ProcessIdentity.parse(process), ProcessIdentity.own(proc)
     if not (other.boot and own.boot) or other.boot == own.boot:
         return True
+    # The same machine before a reboot: its locks went with it.
     return bool(own.machine) and own.machine == other.machine
 
 
@@ -128,7 +128,7 @@ def _namespace(proc: Path) -> str:
 
 
 def _is_own_table(proc: Path) -> bool:
-    # One number: seen from the table's namespace, this process is in no inner one.
+    # One number: this process is in no namespace inside of the table's own.
     for line in _text(proc / "self/status").splitlines():
         name, _, numbers = line.partition(":")
         if name == "NSpid":

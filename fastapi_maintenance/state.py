@@ -111,9 +111,9 @@ class MaintenanceState(BaseModel):
     actor: Line | None = None
     holders: tuple[Line, ...] = ()
     close_after: Annotated[float | None, AfterValidator(seconds_or_none)] = None
-    bypass: Line | None = Field(default=None, exclude=True)
+    bypass: Line | None = Field(default=None, exclude=True, repr=False)
 
-    # Another release's document, which is written back as it was read.
+    # The text of a newer release, which is written back as it was read.
     _document: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -196,7 +196,7 @@ class MaintenanceState(BaseModel):
             text, values = _parse(document)
             if values.get("version", VERSION) == VERSION:
                 return cls.model_validate_json(text)
-            # Of a newer form only these are certain. The rest is kept as it is.
+            # Of a newer form, only these are certain. The rest is kept as it is.
             known = {"version", "enabled", "epoch", "tag"} & values.keys()
             state = cls.model_validate({name: values[name] for name in known})
         except StateFormatError:
@@ -214,9 +214,6 @@ def next_epoch(*known: int) -> int:
 
     It starts from the clock, so that a store that has lost its data does not begin
     below what workers remember. The order of epochs never depends on the clock.
-
-    Raises:
-        ValueError: If there is no larger one, after an epoch that was written by hand.
     """
     epoch = max(int(time.time() * 1000), *(number + 1 for number in known))
     if epoch >= EPOCH_LIMIT:
@@ -236,8 +233,8 @@ def _parse(document: str | bytes) -> tuple[str, dict[str, object]]:
         raise StateFormatError(f"not a JSON object but {type(values).__name__}")
     if "enabled" not in values:
         raise StateFormatError('the key "enabled" is missing: true or false')
-    # Whatever cannot be written back, such as half of a surrogate pair, could not be
-    # switched off either.
+    # What cannot be written back, such as half of a surrogate pair, could not be
+    # switched off.
     json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     return text, values
 
@@ -260,7 +257,7 @@ def first_problem(
 
     Args:
         error: What Pydantic raised.
-        shown: How a field is called for the reader.
+        shown: Turns a field's name into the one that the reader knows.
     """
     problem = error.errors(include_url=False, include_context=False)[0]
     text = problem["msg"].removeprefix("Value error, ")
@@ -271,9 +268,11 @@ def first_problem(
         if text.startswith(subject):
             return f"{field} {text.removeprefix(subject)}"
     if text.startswith("Input should "):
-        value = repr(problem["input"])[:80]
+        # A token of another type, such as bytes, is a secret all the same.
+        secret = problem["loc"][0] == "bypass_token"
+        value = "" if secret else f", not {problem['input']!r:.80}"
         remedy = (
             "; use datetime.now(UTC)" if problem["type"] == "timezone_aware" else ""
         )
-        return f"{field} {text.removeprefix('Input ')}, not {value}{remedy}"
+        return f"{field} {text.removeprefix('Input ')}{value}{remedy}"
     return f"{field}: {text}"

@@ -1,6 +1,7 @@
 """The operator's side of a switch: set the state, wait until it is drained.
 
-It knows no HTTP: the guard, the command line and the control router use it.
+It knows no HTTP: the guard, the command line and the control router use it. What uses
+the store raises ``StoreError`` if that cannot be read or set.
 """
 
 from __future__ import annotations
@@ -145,11 +146,7 @@ class Switch:
 
     @property
     def state(self) -> MaintenanceState:
-        """The last state that this worker knows; else what a local store has.
-
-        Raises:
-            StoreError: If nothing can be said without waiting.
-        """
+        """The last state that this worker knows; else what a local store has."""
         if self.worker.joined:
             return self.worker.state
         if is_local(self.store):
@@ -166,11 +163,7 @@ class Switch:
         return state.in_force(self.clock())
 
     def join_now(self) -> None:
-        """Join the store in this thread.
-
-        Raises:
-            StoreError: If the store cannot be reached.
-        """
+        """Join the store in this thread."""
         self._follower.join()
 
     async def join(self, patience: float = 2.0) -> None:
@@ -178,9 +171,6 @@ class Switch:
 
         Args:
             patience: Seconds to wait for a store that does not answer.
-
-        Raises:
-            StoreError: If this worker has never known a state and cannot now.
         """
         if self.worker.joined:
             return
@@ -194,11 +184,7 @@ class Switch:
 
     @asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
-        """Be a worker for the time of the block, and leave in order after it.
-
-        Raises:
-            StoreError: If the store cannot be reached for 10 seconds.
-        """
+        """Be a worker for the time of the block, and leave in order after it."""
         await self._retry(self._follower.enter)
         try:
             yield
@@ -207,20 +193,13 @@ class Switch:
                 await _in_thread(self._follower.leave)
 
     async def read(self) -> MaintenanceState:
-        """Return the stored state; off where nothing is stored.
-
-        Raises:
-            StoreError: If it cannot be read.
-        """
+        """Return the stored state; off where nothing is stored."""
         return await _in_thread(self.store.read, self.name) or MaintenanceState()
 
     async def roster(self) -> Roster | None:
-        """Return who has joined, or None for a store that keeps no reports.
+        """Return who has joined; None if the store keeps no reports.
 
         Workers that are proven dead are taken off the list.
-
-        Raises:
-            StoreError: If that cannot be read.
         """
         fence = self.keeper.fence
         if fence is None:
@@ -233,11 +212,7 @@ class Switch:
         return roster
 
     async def forget(self, worker: str) -> None:
-        """Take a worker off the list that is known to be gone for good.
-
-        Raises:
-            StoreError: If that cannot be stored, or the store keeps no reports.
-        """
+        """Take a worker off the list that is known to be gone for good."""
         if self.keeper.fence is None:
             raise StoreError(f"{self.worker.title} keeps no list of workers")
         await _in_thread(self.keeper.fence.remove, self.name, worker)
@@ -245,12 +220,7 @@ class Switch:
     async def enable(
         self, options: EnableOptions, acknowledge: float | None = None
     ) -> Publication:
-        """Publish what an operator asks for, and wait until workers have seen it.
-
-        Raises:
-            StoreError: If the store cannot be set, or others hold it.
-            ValueError: If the start or the end has passed.
-        """
+        """Publish what an operator asks for, and wait until workers have adopted it."""
         if acknowledge is not None:
             seconds(acknowledge, "acknowledge")
         publication = await self.publish(
@@ -266,12 +236,7 @@ class Switch:
         force: bool = False,
         acknowledge: float | None = None,
     ) -> Publication:
-        """Open again, and wait until workers have seen it.
-
-        Raises:
-            HeldError: If others hold it on, unless ``force``.
-            StoreError: If the store cannot be set.
-        """
+        """Open again, and wait until workers have adopted it."""
         if actor is not None:
             check_text(actor, "actor")
         if acknowledge is not None:
@@ -289,12 +254,7 @@ class Switch:
         change: Callable[[MaintenanceState | None], MaintenanceState],
         holder: str | None = None,
     ) -> Publication:
-        """Publish a change under an epoch above all that workers report.
-
-        Raises:
-            StoreError: If the store cannot be set.
-            Exception: What ``change`` raises.
-        """
+        """Publish a change under an epoch above all that workers report."""
         roster = None
         try:
             roster = await self.roster()
@@ -384,10 +344,6 @@ class Switch:
             options: How long and for whom to wait.
             enable: What to publish; by default the present state once more.
             progress: Called with each look.
-
-        Raises:
-            CannotDrainError: If the state is off, planned, or could open by the clock.
-            StoreError: If the store cannot be read or set.
         """
         publication = await self.publish_to_drain(options, enable)
         return await self.wait(publication, options, progress=progress)
@@ -409,7 +365,6 @@ class Switch:
         Raises:
             CannotDrainError: If the state is off, planned, or could open by the clock;
                 nothing has changed then.
-            StoreError: If the store cannot be read or set.
         """
 
         def change(before: MaintenanceState | None) -> MaintenanceState:
@@ -431,11 +386,7 @@ class Switch:
         *,
         progress: ProgressCallback | None = None,
     ) -> DrainReport:
-        """Wait until nothing older than a publication is running, or time is up.
-
-        Raises:
-            StoreError: If the workers cannot be read for 10 seconds.
-        """
+        """Wait until nothing older than a publication is running, or time is up."""
         started = time.monotonic()
         fence = Fence(
             state=publication.state,
@@ -546,10 +497,7 @@ class Switch:
         """Put back what stood before, unless another state was published since.
 
         Returns:
-            The state that is published instead, or None where nothing was changed.
-
-        Raises:
-            StoreError: If the store cannot be set; the state stays on.
+            The state that is published instead; None where nothing was changed.
         """
         published_state, before = publication.state, publication.before
 
@@ -577,14 +525,7 @@ class Switch:
         until: datetime | timedelta | None = None,
         stay_on_error: bool = True,
     ) -> AsyncIterator[DrainReport]:
-        """Hold maintenance on, drained, for the time of a block.
-
-        Raises:
-            DrainError: If it was not drained; the block does not start and the state
-                stays on.
-            CannotDrainError: If the present state could open by the clock.
-            StoreError: If the store cannot be read or set.
-        """
+        """Hold maintenance on, drained, for the time of a block."""
         actor = default_actor()
         enable = EnableOptions.asked(message=message, until=until, actor=actor)
         holder = new_holder(actor)
@@ -602,11 +543,7 @@ class Switch:
                 await self.release(holder, stays=stays)
 
     async def release(self, holder: str, *, stays: bool) -> MaintenanceState:
-        """Release a hold; the last one to leave opens, unless it stays on.
-
-        Raises:
-            StoreError: If the store cannot be set; the state stays on.
-        """
+        """Release a hold; the last one to leave opens, unless it stays on."""
 
         def change(present: MaintenanceState | None) -> MaintenanceState:
             if present is None or holder not in present.holders:

@@ -18,7 +18,15 @@ from .fence import Oldest, Receipt, Roster, WorkerReport
 from .guard import MaintenanceGuard
 from .processes import ProcessIdentity
 from .state import MaintenanceState
-from .stores import FencedStore, Store, StoreError, as_store, has_fence, location
+from .stores import (
+    Change,
+    FencedStore,
+    Store,
+    StoreError,
+    as_store,
+    has_fence,
+    location,
+)
 from .stores.memory import MemoryStore
 from .switch import Switch
 
@@ -207,33 +215,28 @@ def check_store(make_store: MakeStore) -> None:
     """
     one, other = _made(make_store), _made(make_store)
     name = f"check-{secrets.token_hex(6)}"
-    names = [name, f"{name}-2"]
+    neighbour = f"{name}-2"
     try:
-        state = _StateContract(one, other, *names)
-        state.starts_off()
-        state.keeps_every_field()
-        state.parts_names()
-        state.leaves_a_failed_change()
-        state.refuses_an_old_epoch()
-        state.orders_a_race()
-        state.opens_again()
+        _check_states(one, other, name, neighbour)
+        _check_failures(one, other, name)
+        _check_race(one, other, neighbour)
+        _check_end(one, other, name)
         if has_fence(one) and has_fence(other):
-            reports = _FenceContract(one, other, *names)
-            try:
-                reports.starts_without_a_roster()
-                reports.keeps_every_report()
-                reports.keeps_the_roster_of_one_name()
-                reports.marks_one_generation()
-                reports.takes_workers_off()
-                reports.believes_who_remembers()
-                reports.lists_all_who_race()
-            finally:
-                reports.clean()
+            _check_reports(one, other, name, neighbour)
+            _check_marks(one, other, name)
+            _check_removal(one, other, name)
+            _check_joining(one, other, neighbour)
+    except AssertionError as error:
+        raise AssertionError(f"{location(one)}: {error}") from error.__cause__
     finally:
-        for used in names:
+        for used in (name, neighbour):
             # What was found is worth more than a clean place.
             with contextlib.suppress(Exception):
                 one.publish(used, published(lambda _: MaintenanceState()))
+            if has_fence(one):
+                with contextlib.suppress(Exception):
+                    for worker in one.roster(used).members:
+                        one.remove(used, worker)
 
 
 def _made(make_store: MakeStore) -> Store:
@@ -243,350 +246,296 @@ def _made(make_store: MakeStore) -> Store:
     return as_store(store)
 
 
-class _RefusedError(Exception):
-    pass
+def _require(condition: object, what: str) -> None:
+    if not condition:
+        raise AssertionError(what)
 
 
-class _Contract:
-    def __init__(self, place: str) -> None:
-        self._place = place
+def _require_off(state: object) -> None:
+    _require(
+        state is None or isinstance(state, MaintenanceState),
+        f"read() must return a MaintenanceState or None, not {state!r}",
+    )
+    _require(
+        not isinstance(state, MaintenanceState) or not state.enabled,
+        "a switch that was never set must be off",
+    )
 
-    def _require(self, condition: bool, what: str) -> None:
-        if not condition:
-            raise AssertionError(f"{self._place}: {what}")
+
+def _remembering(change: Change, seen: list[MaintenanceState | None]) -> Change:
+    """Return a change that appends what it got and what it returned."""
+
+    def apply(before: MaintenanceState | None) -> MaintenanceState:
+        state = change(before)
+        seen[:] = [before, state]
+        return state
+
+    return apply
 
 
-class _StateContract(_Contract):
-    def __init__(self, one: Store, other: Store, name: str, neighbour: str) -> None:
-        super().__init__(location(one))
-        self._one = one
-        self._other = other
-        self._name = name
-        self._neighbour = neighbour
+def _check_states(one: Store, other: Store, name: str, neighbour: str) -> None:
+    _require_off(one.read(name))
+    seen: list[MaintenanceState | None] = []
+    one.publish(name, _remembering(published(lambda _: MaintenanceState()), seen))
+    _require_off(seen[0])
 
-    def starts_off(self) -> None:
-        self._is_off(self._one.read(self._name))
-        seen: list[MaintenanceState | None] = []
+    now = datetime.now(UTC).replace(microsecond=123_000)
+    wanted = MaintenanceState(
+        enabled=True,
+        since=now,
+        starts_at=now + timedelta(minutes=1),
+        until=now + timedelta(hours=1),
+        auto_off=True,
+        message="Wir ziehen um ☂",
+        retry_after=90,
+        read_only=True,
+        actor="check_store",
+        holders=("check_store#1", "operator"),
+        close_after=1.5,
+        bypass=f"sha256:{'0' * 64}",
+    ).replace(**{"of-a-newer-release": {"kept": [1, 2.5, None]}})
+    returned = one.publish(name, _remembering(published(lambda _: wanted), seen))
+    for what, state in (
+        ("publish() must return what change() returned", returned),
+        ("read() must return what was published", one.read(name)),
+        ("another worker must read it too", other.read(name)),
+    ):
+        _require(state == seen[1], f"{what}: {state!r} is not {seen[1]!r}")
+    state = one.read(neighbour)
+    _require(state is None or not state.enabled, "one switch must not set another")
 
-        def change(before: MaintenanceState | None) -> MaintenanceState:
-            seen.append(before)
-            return MaintenanceState()
 
-        self._one.publish(self._name, published(change))
-        self._is_off(seen[-1])
+def _check_failures(one: Store, other: Store, name: str) -> None:
+    before = one.read(name)
+    _require(before is not None, "a published state must stay")
+    refusal = RuntimeError("refused by check_store")
+    seen: list[MaintenanceState | None] = []
 
-    def keeps_every_field(self) -> None:
-        now = datetime.now(UTC).replace(microsecond=123_000)
-        wanted = MaintenanceState(
-            enabled=True,
-            since=now,
-            starts_at=now + timedelta(minutes=1),
-            until=now + timedelta(hours=1),
-            auto_off=True,
-            message="Wir ziehen um ☂",
-            retry_after=90,
-            read_only=True,
-            actor="check_store",
-            holders=("check_store#1", "operator"),
-            close_after=1.5,
-            bypass=f"sha256:{'0' * 64}",
-        ).replace(**{"of-a-newer-release": {"kept": [1, 2.5, None]}})
-        made: list[MaintenanceState] = []
+    def refuse(present: MaintenanceState | None) -> MaintenanceState:
+        seen.append(present)
+        raise refusal
 
-        def change(before: MaintenanceState | None) -> MaintenanceState:
-            made.append(published(lambda _: wanted)(before))
-            return made[-1]
+    raised: Exception | None = None
+    try:
+        one.publish(name, refuse)
+    except Exception as error:  # noqa: BLE001  # which one is what is checked
+        raised = error
+    if raised is not refusal:
+        raise AssertionError(
+            f"publish() must raise what change() raises, not {raised!r}"
+        ) from raised
+    _require(seen[-1] == before, "change() must get the present state")
+    _require(other.read(name) == before, "a change that fails must change nothing")
 
-        returned = self._one.publish(self._name, change)
-        for what, state in (
-            ("publish() must return what change() returned", returned),
-            ("read() must return what was published", self._one.read(self._name)),
-            ("another worker must read it too", self._other.read(self._name)),
-        ):
-            self._require(state == made[-1], f"{what}: {state!r} is not {made[-1]!r}")
+    epoch = before.epoch if before is not None else 0
+    for older in (epoch, epoch - 1):
+        with contextlib.suppress(StoreError):
+            one.publish(name, partial(_with_epoch, older))
+            _require(
+                condition=False,
+                what=f"publish() must raise StoreError for epoch {older} over {epoch}",
+            )
+        _require(other.read(name) == before, "a smaller epoch must change nothing")
 
-    def parts_names(self) -> None:
-        state = self._one.read(self._neighbour)
-        self._require(
-            state is None or not state.enabled, "one switch must not set another"
-        )
 
-    def leaves_a_failed_change(self) -> None:
-        before = self._one.read(self._name)
-
+def _check_race(one: Store, other: Store, name: str) -> None:
+    def enter(number: int) -> int:
         def change(present: MaintenanceState | None) -> MaintenanceState:
-            raise _RefusedError(present)
+            state = present or MaintenanceState()
+            return state.replace(holders=(*state.holders, f"racer-{number}"))
 
-        try:
-            self._one.publish(self._name, change)
-        except _RefusedError as error:
-            self._require(
-                error.args == (before,), "change() must get the present state"
-            )
-        except Exception as error:
-            raise AssertionError(
-                f"{self._place}: publish() must raise what change() raises, not"
-                f" {error!r}"
-            ) from error
-        else:
-            self._require(False, "publish() must raise what change() raises")  # noqa: FBT003  # a condition
-        self._is_unchanged(before, "a change that fails must change nothing")
+        return (one, other)[number % 2].publish(name, published(change)).epoch
 
-    def refuses_an_old_epoch(self) -> None:
-        before = self._one.read(self._name)
-        self._require(before is not None, "a published state must stay")
-        epoch = before.epoch if before is not None else 0
-        for older in (epoch, epoch - 1):
-            with contextlib.suppress(StoreError):
-                self._one.publish(self._name, partial(_with_epoch, older))
-                self._require(
-                    False,  # noqa: FBT003  # a condition
-                    f"publish() must raise StoreError for epoch {older} over {epoch}",
-                )
-            self._is_unchanged(before, "a smaller epoch must change nothing")
-
-    def orders_a_race(self) -> None:
-        def enter(number: int) -> int:
-            def change(present: MaintenanceState | None) -> MaintenanceState:
-                state = present or MaintenanceState()
-                return state.replace(holders=(*state.holders, f"racer-{number}"))
-
-            store = (self._one, self._other)[number % 2]
-            return store.publish(self._neighbour, published(change)).epoch
-
-        epochs = _at_once(enter)
-        state = self._one.read(self._neighbour) or MaintenanceState()
-        self._require(
-            len(state.holders) == RACERS,
-            f"{RACERS} publications at once left traces of {len(state.holders)}:"
-            " nothing may be saved between the reading and the writing",
-        )
-        self._require(
-            len(set(epochs)) == RACERS and state.epoch == max(epochs),
-            "each publication must have an epoch of its own, the last one the largest",
-        )
-
-    def opens_again(self) -> None:
-        self._other.publish(self._name, published(lambda _: MaintenanceState()))
-        after = self._one.read(self._name)
-        self._require(
-            after is not None and not after.enabled,
-            "it must be possible to switch off",
-        )
-
-    def _is_off(self, state: object) -> None:
-        self._require(
-            state is None or isinstance(state, MaintenanceState),
-            f"read() must return a MaintenanceState or None, not {state!r}",
-        )
-        self._require(
-            not isinstance(state, MaintenanceState) or not state.enabled,
-            "a switch that was never set must be off",
-        )
-
-    def _is_unchanged(self, before: MaintenanceState | None, what: str) -> None:
-        self._require(self._other.read(self._name) == before, what)
+    epochs = _at_once(enter)
+    state = one.read(name) or MaintenanceState()
+    _require(
+        len(state.holders) == RACERS,
+        f"{RACERS} publications at once left traces of {len(state.holders)}:"
+        " nothing may be saved between the reading and the writing",
+    )
+    _require(
+        len(set(epochs)) == RACERS and state.epoch == max(epochs),
+        "each publication must have an epoch of its own, the last one the largest",
+    )
 
 
-class _FenceContract(_Contract):
-    def __init__(
-        self, one: FencedStore, other: FencedStore, name: str, neighbour: str
-    ) -> None:
-        super().__init__(location(one))
-        self._one = one
-        self._other = other
-        self._name = name
-        self._neighbour = neighbour
-        self._process = str(ProcessIdentity.own())
-        self._used: set[tuple[str, str]] = set()
-        self._first = self._new_report()
-        self._generation = ""
+def _check_end(one: Store, other: Store, name: str) -> None:
+    other.publish(name, published(lambda _: MaintenanceState()))
+    after = one.read(name)
+    _require(
+        after is not None and not after.enabled, "it must be possible to switch off"
+    )
 
-    def starts_without_a_roster(self) -> None:
-        for _ in range(2):
-            found: object = self._one.roster(self._name)
-            self._require(
-                isinstance(found, Roster) and not found.generation,
-                f"roster() must make no roster, but returned {found!r}",
-            )
-        for complete in (True, False):
-            made = self._one.confirm(self._name, "", complete=complete)
-            self._require(not made, "confirm() must make no roster")
-        self._one.remove(self._name, self._first.id)
-        roster = self._one.roster(self._name)
-        self._require(not roster.generation, "remove() must make no roster")
 
-    def keeps_every_report(self) -> None:
-        receipt = self._report(self._one, self._first)
-        self._require(
-            bool(receipt.generation) and receipt.complete and not receipt.replaced,
-            "the first report must make a complete roster, as its worker remembers"
-            f" none: {receipt!r}",
+def _check_reports(
+    one: FencedStore, other: FencedStore, name: str, neighbour: str
+) -> None:
+    for _ in range(2):
+        found: object = one.roster(name)
+        _require(
+            isinstance(found, Roster) and not found.generation,
+            f"roster() must make no roster, but returned {found!r}",
         )
-        self._generation = receipt.generation
-        self._first = self._first.model_copy(
-            update={
-                "generation": receipt.generation,
-                "seen": 7,
-                "tag": "of the publication",
-                "current": 5,
-                "old": 3,
-                "oldest": Oldest(route="POST /orders", seconds=1.25),
-                "left_behind": 1,
-                "uncounted": 2,
-            }
-        )
-        again = self._report(self._one, self._first)
-        self._require(
-            again.replaced and again.generation == self._generation,
-            f"a second report must replace the first one: {again!r}",
-        )
-        for store in (self._one, self._other):
-            roster = store.roster(self._name)
-            self._require(
-                roster.generation == self._generation and roster.complete,
-                f"every worker must see the roster that was made: {roster!r}",
-            )
-            self._require(
-                roster.members == {self._first.id},
-                f"the roster must list its one member: {roster.members!r}",
-            )
-            self._require(
-                len(roster.workers) == 1
-                and _as_reported(roster.workers[0]) == _as_reported(self._first),
-                f"the roster must have the last report: {roster.workers!r} is not"
-                f" {self._first!r}",
-            )
-            self._require(
-                roster.workers[0].liveness == "alive",
-                "a worker that has just reported must be alive",
-            )
+    for complete in (True, False):
+        made = one.confirm(name, "", complete=complete)
+        _require(not made, "confirm() must make no roster")
+    report = _new_report()
+    one.remove(name, report.id)
+    _require(not one.roster(name).generation, "remove() must make no roster")
 
-    def keeps_the_roster_of_one_name(self) -> None:
-        roster = self._other.roster(self._neighbour)
-        self._require(
-            not roster.generation and not roster.workers,
-            "one switch must not have the workers of another",
+    receipt = _reported(one, name, report)
+    _require(
+        receipt.generation and receipt.complete and not receipt.replaced,
+        "the first report must make a complete roster, as its worker remembers none:"
+        f" {receipt!r}",
+    )
+    report = report.model_copy(
+        update={
+            "generation": receipt.generation,
+            "seen": 7,
+            "tag": "of the publication",
+            "current": 5,
+            "old": 3,
+            "oldest": Oldest(route="POST /orders", seconds=1.25),
+            "left_behind": 1,
+            "uncounted": 2,
+        }
+    )
+    again = _reported(one, name, report)
+    _require(
+        again.replaced and again.generation == receipt.generation,
+        f"a second report must replace the first one: {again!r}",
+    )
+    for store in (one, other):
+        roster = store.roster(name)
+        _require(
+            roster.generation == receipt.generation and roster.complete,
+            f"every worker must see the roster that was made: {roster!r}",
         )
+        _require(
+            roster.members == {report.id},
+            f"the roster must list its one member: {roster.members!r}",
+        )
+        _require(
+            [_as_reported(worker) for worker in roster.workers]
+            == [_as_reported(report)],
+            f"the roster must have the last report: {roster.workers!r} is not"
+            f" {report!r}",
+        )
+        _require(
+            roster.workers[0].liveness == "alive",
+            "a worker that has just reported must be alive",
+        )
+    roster = other.roster(neighbour)
+    _require(
+        not roster.generation and not roster.workers,
+        "one switch must not have the workers of another",
+    )
 
-    def marks_one_generation(self) -> None:
-        known = self._generation
-        kept = self._other.confirm(self._name, "another", complete=False)
-        roster = self._one.roster(self._name)
-        self._require(
-            kept == known and roster.complete and roster.generation == known,
-            "confirm() of another generation must change nothing, and return the"
-            " present one",
-        )
-        new = self._other.confirm(self._name, known, complete=False)
-        roster = self._one.roster(self._name)
-        self._require(
-            new not in {"", known} and roster.generation == new and not roster.complete,
-            "confirm(complete=False) must put a new generation in place that is not"
-            " complete",
-        )
-        kept = self._one.confirm(self._name, known, complete=True)
-        self._require(
-            kept == new and not self._one.roster(self._name).complete,
-            "confirm(complete=True) must hold for the generation that was judged",
-        )
-        receipt = self._report(self._one, self._first)
-        self._require(
-            receipt.generation == new and not receipt.complete and receipt.replaced,
-            f"report() must return the present generation and mark: {receipt!r}",
-        )
-        kept = self._one.confirm(self._name, new, complete=True)
-        roster = self._other.roster(self._name)
-        self._require(
-            kept == new and roster.generation == new and roster.complete,
-            "confirm(complete=True) must complete the present generation",
-        )
-        self._require(
-            roster.members == {self._first.id},
-            "confirm() must leave the members as they are",
-        )
-        self._generation = new
 
-    def takes_workers_off(self) -> None:
-        new = self._other.confirm(self._name, self._generation, complete=False)
-        second = self._new_report(generation="of another roster")
-        receipt = self._report(self._other, second)
-        self._require(
-            receipt.generation == new and not receipt.replaced,
-            f"a worker that joins must be in the roster that is there: {receipt!r}",
-        )
-        self._one.remove(self._name, self._first.id)
-        roster = self._other.roster(self._name)
-        self._require(
-            roster.members == {second.id}
-            and [worker.id for worker in roster.workers] == [second.id],
-            f"remove() must take one worker and its report: {roster!r}",
-        )
-        self._other.remove(self._name, second.id)
-        roster = self._one.roster(self._name)
-        self._require(
-            not roster.members and not roster.workers,
-            f"remove() must take the last one too: {roster!r}",
-        )
-        receipt = self._report(self._one, self._new_report())
-        self._require(
-            not receipt.complete and receipt.generation == new,
-            "a roster must stay marked when its last worker has left",
-        )
+def _check_marks(one: FencedStore, other: FencedStore, name: str) -> None:
+    roster = one.roster(name)
+    known, members = roster.generation, roster.members
+    kept = other.confirm(name, "another", complete=False)
+    roster = one.roster(name)
+    _require(
+        kept == known and roster.complete and roster.generation == known,
+        "confirm() of another generation must change nothing, and return the present"
+        " one",
+    )
+    new = other.confirm(name, known, complete=False)
+    roster = one.roster(name)
+    _require(
+        new not in {"", known} and roster.generation == new and not roster.complete,
+        "confirm(complete=False) must put a new generation in place that is not"
+        " complete",
+    )
+    kept = one.confirm(name, known, complete=True)
+    _require(
+        kept == new and not one.roster(name).complete,
+        "confirm(complete=True) must hold for the generation that was judged",
+    )
+    receipt = _reported(one, name, _as_reported(roster.workers[0]))
+    _require(
+        receipt.generation == new and not receipt.complete and receipt.replaced,
+        f"report() must return the present generation and mark: {receipt!r}",
+    )
+    kept = one.confirm(name, new, complete=True)
+    roster = other.roster(name)
+    _require(
+        kept == new and roster.generation == new and roster.complete,
+        "confirm(complete=True) must complete the present generation",
+    )
+    _require(roster.members == members, "confirm() must leave the members as they are")
 
-    def believes_who_remembers(self) -> None:
-        receipt = self._report(
-            self._one, self._new_report(generation="lost"), self._neighbour
-        )
-        self._require(
-            not receipt.complete and receipt.generation not in {"", "lost"},
-            "a roster that is made by a worker that remembers another one must not be"
-            f" complete: {receipt!r}",
-        )
 
-    def lists_all_who_race(self) -> None:
-        reports = [self._new_report() for _ in range(RACERS)]
+def _check_removal(one: FencedStore, other: FencedStore, name: str) -> None:
+    roster = one.roster(name)
+    new = other.confirm(name, roster.generation, complete=False)
+    second = _new_report(generation="of another roster")
+    receipt = _reported(other, name, second)
+    _require(
+        receipt.generation == new and not receipt.replaced,
+        f"a worker that joins must be in the roster that is there: {receipt!r}",
+    )
+    one.remove(name, roster.workers[0].id)
+    roster = other.roster(name)
+    _require(
+        roster.members == {second.id}
+        and [worker.id for worker in roster.workers] == [second.id],
+        f"remove() must take one worker and its report: {roster!r}",
+    )
+    other.remove(name, second.id)
+    roster = one.roster(name)
+    _require(
+        not roster.members and not roster.workers,
+        f"remove() must take the last one too: {roster!r}",
+    )
+    receipt = _reported(one, name, _new_report())
+    _require(
+        not receipt.complete and receipt.generation == new,
+        "a roster must stay marked when its last worker has left",
+    )
 
-        def join(number: int) -> str:
-            store = (self._one, self._other)[number % 2]
-            return self._report(store, reports[number], self._neighbour).generation
 
-        generations = set(_at_once(join))
-        roster = self._one.roster(self._neighbour)
-        self._require(
-            generations == {roster.generation}
-            and {report.id for report in reports} <= roster.members,
-            f"{RACERS} workers that join at once must all be in one roster, not"
-            f" {len(roster.members)} in {len(generations)}",
-        )
+def _check_joining(one: FencedStore, other: FencedStore, name: str) -> None:
+    receipt = _reported(one, name, _new_report(generation="lost"))
+    _require(
+        not receipt.complete and receipt.generation not in {"", "lost"},
+        "a roster that is made by a worker that remembers another one must not be"
+        f" complete: {receipt!r}",
+    )
+    reports = [_new_report() for _ in range(RACERS)]
 
-    def clean(self) -> None:
-        for name, worker in self._used:
-            for store in (self._one, self._other):
-                # What was found is worth more than a clean place.
-                with contextlib.suppress(Exception):
-                    store.remove(name, worker)
+    def join(number: int) -> str:
+        return _reported((one, other)[number % 2], name, reports[number]).generation
 
-    def _new_report(self, generation: str | None = None) -> WorkerReport:
-        return WorkerReport(
-            id=f"{os.getpid()}-{secrets.token_hex(6)}",
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            process=self._process,
-            generation=generation,
-        )
+    generations = set(_at_once(join))
+    roster = one.roster(name)
+    _require(
+        generations == {roster.generation}
+        and {report.id for report in reports} <= roster.members,
+        f"{RACERS} workers that join at once must all be in one roster, not"
+        f" {len(roster.members)} in {len(generations)}",
+    )
 
-    def _report(
-        self, store: FencedStore, report: WorkerReport, name: str | None = None
-    ) -> Receipt:
-        name = name or self._name
-        self._used.add((name, report.id))
-        receipt = store.report(name, report)
-        self._require(
-            isinstance(receipt, Receipt),
-            f"report() must return a Receipt, not {receipt!r}",
-        )
-        return receipt
+
+def _new_report(generation: str | None = None) -> WorkerReport:
+    return WorkerReport(
+        id=f"{os.getpid()}-{secrets.token_hex(6)}",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process=str(ProcessIdentity.own()),
+        generation=generation,
+    )
+
+
+def _reported(store: FencedStore, name: str, report: WorkerReport) -> Receipt:
+    receipt = store.report(name, report)
+    _require(
+        isinstance(receipt, Receipt), f"report() must return a Receipt, not {receipt!r}"
+    )
+    return receipt
 
 
 def _with_epoch(epoch: int, before: MaintenanceState | None) -> MaintenanceState:
@@ -594,7 +543,7 @@ def _with_epoch(epoch: int, before: MaintenanceState | None) -> MaintenanceState
 
 
 def _as_reported(report: WorkerReport) -> WorkerReport:
-    # What a store adds: a lock, and what it knows of the worker.
+    # Without what a store adds: a lock, and what it knows of the worker.
     return report.listed("alive", 0).model_copy(update={"lock": None})
 
 

@@ -1,6 +1,6 @@
-"""Which threads still work for a request, also when that request has ended.
+"""Which threads still work for a request, even if that request has ended.
 
-A request that is cancelled does not stop the thread that it waits for. AnyIO and
+Cancelling a request does not stop the thread that it waits for. AnyIO and
 ``asyncio.to_thread`` run such threads in a copy of the request's context. The frames of
 a thread show that copy, and the copy holds the request's admission.
 
@@ -54,7 +54,7 @@ def are_visible() -> bool:
 
 
 def contexts_at_work() -> Iterator[Context]:
-    """Yield the contexts in which other threads run at this moment."""
+    """Yield the contexts in which other threads are running."""
     own = threading.get_ident()
     for thread, frame in sys._current_frames().items():  # noqa: SLF001  # documented
         if thread != own:
@@ -76,8 +76,8 @@ def _context_of(frame: FrameType | None) -> Context | None:
                     found = _bound_context(local.get("self"))
                 return found if isinstance(found, Context) else None
             finally:
-                # Python 3.11 keeps what it copied here, and with it the arguments of a
-                # call that has ended.
+                # Python 3.11 keeps this copy, and with it the arguments of a call that
+                # has ended.
                 if isinstance(local, dict):
                     local.clear()
         above, frame = frame, frame.f_back
@@ -85,10 +85,8 @@ def _context_of(frame: FrameType | None) -> Context | None:
 
 
 def _is_idle(thread: object, above: FrameType | None) -> bool:
-    """Tell whether a thread of AnyIO waits for work, in its own queue.
-
-    Releases before 4.9 still have the context of the last work then.
-    """
+    """Tell whether a thread of AnyIO waits for work, in its own queue."""
+    # Before AnyIO 4.9, such a thread still has the context of its last work.
     if above is None or above.f_code is not _WAITING:
         return False
     waiting = above.f_locals

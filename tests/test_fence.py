@@ -198,6 +198,14 @@ class TestSilence:
             found = roster(worker(old=1, age=tenth % 10 / 10))
             assert judge.judge(found, CLOCK + tenth / 10).outcome == "busy"
 
+    @pytest.mark.parametrize("every", [0.25, 1.02, 2.1])
+    def test_heartbeat_is_heard_however_seldom_one_looks(self, every: float) -> None:
+        """A slow coordinator may see the same age, or a larger one, at each look."""
+        judge = fence()
+        for look in range(40):
+            found = roster(worker(old=1, age=look * every % 1))
+            assert judge.judge(found, CLOCK + look * every).outcome == "busy"
+
     def test_other_content_is_an_answer(self) -> None:
         """A report that says something else is new, whatever its age."""
         judge = fence()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from fastapi_maintenance import (
     keeper,
 )
 from fastapi_maintenance.changes import published
-from fastapi_maintenance.fence import WorkerReport
+from fastapi_maintenance.fence import Receipt, WorkerReport
 from fastapi_maintenance.keeper import Keeper, keeper_of
 from fastapi_maintenance.stores import CannotJoinError, TemporaryStoreError
 from fastapi_maintenance.switch import Switch
@@ -371,6 +372,26 @@ class TestLoss:
         look(joined(store))
         assert store.server.state is None
 
+    @pytest.mark.parametrize("reports", ["kept", "lost"])
+    def test_testimony_that_fails_is_given_later(self, reports: str) -> None:
+        """A store that fails again cannot make a worker forget what it has lost."""
+        store = OwnStore()
+        switch = joined(store)
+        if reports == "lost":
+            store.server.lose_roster()
+        else:
+            store.server.membership = None
+        joined(OwnStore(store.server))  # It remembers nothing, and makes a roster.
+        store.errors["confirm"] = TemporaryStoreError("away")
+        look(switch, heartbeat=True)
+        assert complete(store)
+        store.errors.clear()
+        look(switch, heartbeat=True)
+        assert not complete(store)
+        generation = store.roster("default").generation
+        look(switch, heartbeat=True)
+        assert store.roster("default").generation == generation
+
     def test_store_without_a_roster_is_written_back_too(self) -> None:
         """A store of two methods keeps its state, and there is nothing to testify."""
         store = TwoMethods()
@@ -682,8 +703,47 @@ class TestYoungServer:
         switch.join_now()
         assert switch.worker.state == ON
 
+    @pytest.mark.parametrize("written_back", [True, False])
+    def test_older_state_may_be_off(self, written_back: bool) -> None:
+        """A server can come back with a snapshot from before maintenance."""
+        store = OwnStore()
+        store.young = True
+        store.server.state = OFF
+        reading = store.read
+        reads: list[int] = []
+
+        def read(name: str) -> MaintenanceState | None:
+            reads.append(1)
+            if written_back and len(reads) == 2:
+                store.server.state = ON
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # others write it back
+        switch = Switch(store, "default")
+        switch.join_now()
+        assert switch.worker.state == (ON if written_back else OFF)
+
+    def test_next_attempt_waits_too(self) -> None:
+        """An error in the meantime does not make the server an old one."""
+        store = OwnStore()
+        store.young = True
+        reporting, remembered = store.report, []
+
+        def report(name: str, report: WorkerReport) -> Receipt:
+            remembered.append(report.generation)
+            store.errors["read"] = TemporaryStoreError("away")
+            return reporting(name, report)
+
+        store.report = report  # type: ignore[method-assign]  # it fails once more
+        switch = Switch(store, "default")
+        for _ in range(2):
+            with pytest.raises(TemporaryStoreError):
+                switch.join_now()
+        # A store asks about its age for workers that remember no roster.
+        assert remembered == [None, None]
+
     def test_state_that_is_there_is_not_waited_for(self) -> None:
-        """A young server that has a state has lost nothing."""
+        """A young server that has an enabled state has lost nothing."""
         store = OwnStore()
         store.young = True
         store.server.state = ON
@@ -809,8 +869,38 @@ class TestLeaving:
         kept.leave()
         assert store.calls.count("remove") == 1
 
-    def test_work_in_flight_keeps_the_report(self) -> None:
+    def test_work_that_ends_at_this_moment_is_waited_for(self) -> None:
+        """Servers cancel long streams, and end the lifespan before those have ended."""
+        store = OwnStore()
+        switch = joined(store)
+        admission = admitted(switch)
+        looking = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            admission.release()
+            return looking(name)
+
+        store.read = read  # type: ignore[method-assign]  # it has looked once
+        switch._follower.leave()
+        assert not switch.worker.joined
+        assert store.server.reports == {}
+
+    def test_garbage_is_collected_first(self) -> None:
+        """A worker that leaves in the middle of a drain closes abandoned streams."""
+        store = OwnStore()
+        switch = joined(store)
+        admitted(switch).release()
+        switch.worker.adopt(ON)
+        assert switch.worker.report().old == 1
+        assert not switch.worker.leave()
+        switch._follower.leave()
+        assert not switch.worker.joined
+
+    def test_work_in_flight_keeps_the_report(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A drain still sees what runs on after the lifespan's end."""
+        monkeypatch.setattr(keeper, "LEAVING", 0.05)
         store = OwnStore()
         switch = joined(store)
         with admitted(switch):
@@ -908,6 +998,37 @@ class TestThreads:
             guard._switch.join_now()
             del guard
         until(lambda: running() == 0)
+
+    def test_worker_without_a_thread_admits_nothing(
+        self, running: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where no thread can be started, it could not learn of a change."""
+
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        store = OwnStore(local=False, poll_interval=0.01)
+        switch = Switch(store, "default")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(StoreError, match="RuntimeError: can't start new"):
+                switch.join_now()
+            assert switch.worker.admit("work") is None
+        switch.join_now()
+        store.server.state = ON
+        until(lambda: switch.worker.state == ON)
+        switch._follower.leave()
+        until(lambda: running() == 0)
+
+    def test_old_work_is_not_watched_while_it_is_off(self) -> None:
+        """A WebSocket that outlives maintenance does not keep the keeper busy."""
+        store = OwnStore(poll_interval=60)
+        switch = joined(store)
+        with admitted(switch):
+            switch.worker.adopt(ON)
+            assert switch._follower.look() < 1
+            switch.worker.adopt(OFF.replace(epoch=8))
+            assert switch._follower.look() == 60
 
     def test_memory_needs_no_thread(self, running: Callable[[], int]) -> None:
         """What only this process can set need not be followed."""
@@ -1085,7 +1206,7 @@ class TestForks:
             file_switch.join_now()
             return file_switch.worker.joined
 
-        locks = [
+        locks: list[Any] = [  # of several types
             kept._io,
             kept._joining,
             file_switch.worker._lock,

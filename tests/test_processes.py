@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance.processes import ProcessIdentity, is_gone, may_share_kernel
+from tests.stores.children import in_child
 
 
 def ended() -> int:
@@ -47,6 +48,19 @@ def test_own_identity_can_be_read() -> None:
     assert found.boot
     assert found.namespace.startswith("pid:[")
     assert ProcessIdentity.parse(str(found)) == found
+
+
+def test_descendant_of_the_same_number_is_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a parent has read of itself says nothing about its child."""
+    found, number = ProcessIdentity.own(), os.getpid()
+
+    def differs() -> bool:
+        monkeypatch.setattr(os, "getpid", lambda: number)
+        return ProcessIdentity.own().started != found.started
+
+    assert in_child(differs)
 
 
 @pytest.mark.parametrize("text", ["", "a|b", "a|b|c|d|e"])

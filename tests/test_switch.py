@@ -211,10 +211,33 @@ class TestAcknowledging:
         store = quick()
         made = switch(store)
         store.errors["roster"] = StoreError("no rights")
-        publication = await made.enable(EnableOptions())
+        publication = await made.enable(EnableOptions(), acknowledge=0.01)
         assert publication.roster is None
         assert store.server.state == publication.state
         assert "the workers cannot be read: no rights" in caplog.text
+        assert "may not be acknowledged by all workers: no rights" in caplog.text
+
+    async def test_workers_that_cannot_be_read_are_asked_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Without a warning, every worker has acknowledged: also after an error."""
+        store = quick()
+        made = switch(store)
+        asked: list[int] = []
+        listing = store.roster
+
+        def roster(name: str) -> Roster:
+            asked.append(1)
+            if len(asked) < 4:
+                raise TemporaryStoreError("away")
+            return listing(name)
+
+        state = made.store.publish("default", published(lambda _: made.state))
+        store.roster = roster  # type: ignore[method-assign]  # it fails for a while
+        assert await made.acknowledged(state, 30) == []
+        assert len(asked) >= 4
+        assert made.worker.state == state
+        assert "acknowledged" not in caplog.text
 
 
 class TestPublishing:

@@ -6,14 +6,16 @@ These read the insides of AnyIO and CPython: a release that changes them fails h
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import gc
 import queue
 import secrets
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio.to_thread
@@ -32,12 +34,14 @@ from fastapi_maintenance import (
     MemoryStore,
     Roster,
     Store,
+    keeper,
     maintenance_exempt,
     threads,
 )
 from fastapi_maintenance.fence import Verdict
 from fastapi_maintenance.switch import DrainOptions
 from tests.calls import call
+from tests.own_store import OwnStore, Server
 from tests.stores.redis_server import shared_server
 
 
@@ -412,6 +416,60 @@ async def test_thread_of_an_exempt_request_is_not_waited_for() -> None:
     assert (await request).status == 200
 
 
+async def test_thread_of_counted_work_in_an_exempt_request_is_waited_for() -> None:
+    """What counts itself inside of an exempt request is not exempt."""
+    guard, work = MaintenanceGuard(MemoryStore()), Work()
+    inner = FastAPI()
+
+    @inner.get("/job")
+    @maintenance_exempt
+    async def job() -> None:
+        with guard.admit(), suppress(TimeoutError):
+            async with deadline(work):
+                await asyncio.to_thread(work.run)
+
+    app = FastAPI()
+    app.mount("/", guard.wrap(inner))
+    async with serving(guard):
+        try:
+            assert (await call(app, "/job")).status == 200
+            await guard.enable()
+            report = await drained_after(
+                guard, work.released.set, when="left behind by its request"
+            )
+        finally:
+            work.released.set()
+        assert report.drained
+        assert work.ended.is_set()
+
+
+async def test_worker_does_not_leave_while_a_thread_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that stops cancels requests, and their threads may still write."""
+    monkeypatch.setattr(keeper, "LEAVING", 0.05)
+    server, work = Server(), Work()
+    guard, other = (
+        MaintenanceGuard(OwnStore(server, poll_interval=0.01)) for _ in range(2)
+    )
+    app = in_a_middleware(guard, work)
+    async with other.lifespan():
+        try:
+            async with guard.lifespan():
+                answer = await asyncio.ensure_future(call(app, "/work"))
+                assert answer.status == 504
+            await other.enable()
+            report = await drained_after(
+                other, work.released.set, when="left behind by its request"
+            )
+        finally:
+            work.released.set()
+        assert report.drained
+        assert work.ended.is_set()
+        await asyncio.to_thread(guard._switch._follower.leave)
+        assert len(server.reports) == 1
+
+
 async def test_what_keeps_a_copy_of_the_context_holds_nothing_up(store: Store) -> None:
     """Pools, timers and tasks that a request has started outlive it uncounted."""
     guard = MaintenanceGuard(store)
@@ -511,6 +569,45 @@ class TestLooking:
         await working(lambda work: asyncio.to_thread(work.run), "asyncio")
         await working(lambda work: anyio.to_thread.run_sync(work.run), "anyio")
 
+    @pytest.mark.parametrize("arguments", [(), (print, 1)])
+    @pytest.mark.parametrize("wrapped", ["bare", "closure", "argument", "nested"])
+    def test_context_is_found_under_what_tracers_add(
+        self, wrapped: str, arguments: tuple[object, ...]
+    ) -> None:
+        """Sentry and OpenTelemetry submit functions of their own around the work."""
+        context = contextvars.copy_context()
+        work: Callable[..., object] = functools.partial(context.run, print)
+        if wrapped == "bare":
+            work = context.run
+        elif wrapped == "closure":
+            work = _around(work)
+        elif wrapped == "argument":
+            work = functools.partial(map, work)
+        elif wrapped == "nested":
+            work = _around(functools.partial(map, _around(work)))
+
+        item = SimpleNamespace(fn=work, args=arguments)
+        assert threads._bound_context(item) is context
+        item = SimpleNamespace(fn=_around, args=(work, arguments))
+        assert threads._bound_context(item) is context
+
+    def test_search_for_a_context_ends(self) -> None:
+        """Functions that refer to each other, and empty cells, hold nothing up."""
+
+        def even(number: int) -> bool:
+            return number == 0 or odd(number - 1)
+
+        def odd(number: int) -> bool:
+            return number > 0 and even(number - 1)
+
+        assert threads._bound_context(SimpleNamespace(fn=even)) is None
+
+        def early() -> object:
+            return later
+
+        assert threads._bound_context(SimpleNamespace(fn=early)) is None
+        later = early
+
     async def test_own_thread_is_left_out(self) -> None:
         """A look from a thread of the request itself does not find that one."""
 
@@ -551,18 +648,18 @@ class TestLooking:
             def __init__(self, task: object) -> None:
                 self.task = task
 
-        bound = Partial(context.run)
+        bound = functools.partial(context.run, print)
         assert threads._bound_context(Item((bound, (), {}))) is context
         assert threads._bound_context(Item(())) is None
         assert threads._bound_context(Item(print)) is None
         assert threads._bound_context(None) is None
 
 
-class Partial:
-    """What ``functools.partial`` shows of itself."""
+def _around(work: Callable[..., object]) -> Callable[..., object]:
+    def traced(*arguments: object) -> object:
+        return work(*arguments)
 
-    def __init__(self, func: object) -> None:
-        self.func = func
+    return traced
 
 
 run = (lambda: None).__code__
@@ -723,6 +820,52 @@ async def test_stream_that_is_left_during_a_drain_is_closed_too(store: Store) ->
         assert report.drained
         assert stream.closed.is_set()
         await request
+
+
+async def test_request_that_drains_waits_for_abandoned_streams(store: Store) -> None:
+    """A request leaves itself out, and not the streams that clients have left."""
+    guard = MaintenanceGuard(store)
+    stream = Stream()
+    app = stream.app(guard)
+    found: list[tuple[bool, bool]] = []
+
+    @app.get("/migrate")
+    async def migrate() -> None:
+        async with guard.maintenance(drain_timeout=30, workers=1) as report:
+            found.append((report.drained, stream.closed.is_set()))
+
+    async with serving(guard):
+        request = asyncio.create_task(stream.request(app))
+        await stream.begun.wait()
+        stream.leave.set()
+        await request
+        del request
+        assert not stream.closed.is_set()
+        assert (await call(app, "/migrate")).status == 200
+    assert found == [(True, True)]
+
+
+async def test_garbage_that_another_thread_collects_is_waited_for() -> None:
+    """Python collects in one thread at a time, and finalizers may be at work there."""
+    guard, work = MaintenanceGuard(MemoryStore()), Work()
+
+    class Abandoned:
+        def __del__(self) -> None:
+            work.run()
+
+    async with serving(guard):
+        with guard.admit():
+            cycle: list[object] = [Abandoned()]
+            cycle.append(cycle)
+            del cycle
+        collecting = threading.Thread(target=gc.collect)
+        collecting.start()
+        await asyncio.to_thread(work.begun.wait, 30)
+        await guard.enable()
+        report = await drained_after(guard, work.released.set, when="closing abandoned")
+        assert report.drained
+        assert work.ended.is_set()
+        collecting.join(30)
 
 
 async def test_stream_that_counts_itself_holds_until_it_is_closed(

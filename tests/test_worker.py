@@ -175,6 +175,37 @@ class TestCounting:
         assert most <= len(workers)
         assert counts(worker) == (0, 0)
 
+    @pytest.mark.parametrize("state", [ON, OFF.replace(epoch=8)])
+    def test_finalizer_may_admit_inside_of_the_lock(
+        self, state: MaintenanceState
+    ) -> None:
+        """The garbage collector can run in the middle of each step."""
+        worker = joined()
+        finalizers = 0
+
+        def finalize() -> None:
+            nonlocal finalizers
+            if finalizers < 10:
+                finalizers += 1
+                with admitted(worker):
+                    pass
+
+        done = threading.Event()
+
+        def work() -> None:
+            worker.current = Interrupted(finalize)
+            worker.old = Interrupted(finalize)
+            admission = admitted(worker)
+            adopt(worker, state)
+            worker.readmit(admission)
+            admission.release()
+            done.set()
+
+        threading.Thread(target=work, daemon=True).start()
+        assert done.wait(30)
+        assert finalizers == 10
+        assert counts(worker) == (0, 0)
+
 
 class Interrupted(dict[Admission, None]):
     """Counts, and another thread that releases as soon as they have grown."""
@@ -281,7 +312,8 @@ class TestReporting:
         report = worker.report()
         assert (report.seen, report.old) == (ON.epoch, 1)
         assert report.oldest is not None
-        worker.collecting = False
+        assert worker.uncollected is not None
+        worker.collected = worker.uncollected
         assert worker.report().old == 0
         worker.adopt(OFF.replace(epoch=8))
         assert worker.report().old == 0
@@ -447,6 +479,19 @@ class TestStaleKeeper:
             admission = admitted(worker)
             assert (admission.state, worker.state) == (ON, ON)
             assert admission in worker.current
+
+    def test_keeper_may_adopt_it_first(self) -> None:
+        """What the keeper adopts while a request reads the store is counted once."""
+
+        def read() -> MaintenanceState:
+            worker.adopt(ON)
+            return ON
+
+        worker = self.stale(read)
+        admission = admitted(worker)
+        assert admission.state is ON
+        assert admission in worker.current
+        assert admission not in worker.old
 
     def test_nothing_is_read_while_the_keeper_looks(self) -> None:
         """A request touches nothing but memory."""

@@ -29,7 +29,12 @@ from .._fastapi import (
     route_path,
     runs_as_usual,
 )
-from ..exemptions import documents, has_mark, inherits_mark, is_marked
+from ..exemptions import (
+    has_mark,
+    inherits_mark,
+    is_marked,
+    looks_like_documentation,
+)
 
 DEEPEST: Final = 64
 """How many applications may be inside of each other; one may be mounted in itself."""
@@ -171,7 +176,7 @@ def _is_documentation(app: object, probe: Scope, effective: object) -> bool:
     return (
         isinstance(app, FastAPI)
         and probe["type"] == "http"
-        and documents(app, effective)
+        and looks_like_documentation(app, effective)
     )
 
 

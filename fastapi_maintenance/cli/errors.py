@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from ..changes import HeldError
+from ..state import first_problem
 from ..stores import ENVIRONMENT, StoreError, StoreReadOnlyError
 from .exits import ExitCode, FailureError
 from .output import Output, clean
@@ -72,8 +73,7 @@ def _text(error: Exception, words: Sequence[str]) -> str:
     if isinstance(error, FailureError) and error.run_as is not None:
         return f"{error}: {_as_user(error.run_as, words)}"
     if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False, include_context=False)[0]
-        return problem["msg"].removeprefix("Value error, ")
+        return first_problem(error)
     text = getattr(error, "format_message", error.__str__)()
     context = getattr(error, "ctx", None)
     if context is not None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ..changes import EnableOptions, default_actor
 from ..checks import check_text
+from ..state import first_problem
 from ..switch import DrainOptions
 from .times import parse_duration, parse_moment
 
@@ -114,7 +115,7 @@ class Enabling:
         try:
             return EnableOptions(**given)
         except ValidationError as error:
-            raise ValueError(_in_options(error)) from None
+            raise ValueError(first_problem(error, _option)) from None
 
     def _end(
         self, begin: datetime | None, now: datetime
@@ -233,12 +234,5 @@ def grouped(function: Callable[..., int]) -> Callable[..., int]:
     return command
 
 
-def _in_options(error: ValidationError) -> str:
-    """Return the first problem in the words of the command line."""
-    problem = error.errors(include_url=False, include_context=False)[0]
-    option = "--" + str(problem["loc"][0]).replace("_", "-")
-    text = problem["msg"].removeprefix("Value error, ")
-    for subject in ("the text ", "the number ", "it "):
-        if text.startswith(subject):
-            return f"{option} {text.removeprefix(subject)}"
-    return f"{option}: {text}"
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"

@@ -74,9 +74,9 @@ class NewState(EnableOptions):
 class BypassToken(BaseModel):
     """The token that ``on --bypass`` or the router showed once."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    token: Annotated[str, Field(max_length=4_000)]
+    token: Annotated[str, Field(max_length=4_000, repr=False)]
 
 
 class WorkerView(WorkerReport):

@@ -74,7 +74,7 @@ def control_router(
         >>> from fastapi_maintenance import MaintenanceGuard, control_router
         >>> guard = MaintenanceGuard("memory:")
         >>> app = FastAPI(dependencies=[Depends(guard)], lifespan=guard.lifespan)
-        >>> async def operators_only() -> None: ...  # raises for everybody else
+        >>> async def operators_only() -> None: ...  # raises for all others
         >>> app.include_router(
         ...     control_router(guard, dependencies=[Depends(operators_only)])
         ... )
@@ -100,7 +100,7 @@ def control_router(
     async def maintenance_state() -> MaintenanceView:
         """Show the state and the workers."""
         async with answered():
-            return await look(switch())
+            return await view_of(switch())
 
     @router.put(
         "",
@@ -119,7 +119,7 @@ def control_router(
                 await here.enable(wanted.options(actor, token))
             else:
                 await here.disable(actor=wanted.actor or actor, force=wanted.force)
-            view = await look(here)
+            view = await view_of(here)
             return view.model_copy(update={"bypass_token": token})
 
     @router.post(
@@ -161,19 +161,15 @@ def control_router(
     return router
 
 
-async def look(switch: Switch) -> MaintenanceView:
-    """Return the present state, its workers, and what a drain would find now.
-
-    Raises:
-        StoreError: If the state cannot be read.
-    """
+async def view_of(switch: Switch) -> MaintenanceView:
+    """Return the present state, its workers, and what a drain would find now."""
     notice, trouble = _notice(switch.store), "this store keeps no reports of workers"
-    # The reports first: workers that have acknowledged what is read after them were
-    # not overtaken by another publication.
+    # The reports before the state: if workers have acknowledged what is read after
+    # them, no other publication came between.
     try:
         roster = await switch.roster()
     except StoreError as error:
-        # The state matters more.
+        # The state is shown all the same.
         roster, trouble = None, str(error)
     state = await switch.read()
     now = switch.clock()

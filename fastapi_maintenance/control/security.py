@@ -26,16 +26,8 @@ Model = TypeVar("Model", bound=BaseModel)
 def check_arguments(
     guard: object, dependencies: Sequence[object], prefix: object
 ) -> None:
-    """Refuse a router that anybody could use, or that could not be routed.
-
-    That a dependency authenticates cannot be checked; that there is one can.
-
-    Raises:
-        TypeError: If the guard is not a guard, or the dependencies are not a list of
-            ``Depends(...)``.
-        ValueError: If there is no dependency, or only those of this package; or the
-            prefix is not a path.
-    """
+    """Refuse a router without authentication, or with arguments that cannot work."""
+    # Whether a dependency authenticates cannot be checked.
     if not isinstance(guard, MaintenanceGuard):
         raise TypeError(f"guard must be a MaintenanceGuard, not {guard!r}")
     if not isinstance(prefix, str) or not re.fullmatch(r"(/[^/]+)+", prefix):
@@ -64,13 +56,10 @@ def _is_ours(entry: object) -> bool:
 
 
 def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
-    """Return a dependency that reads a model from a request that may change things.
+    """Return a dependency that reads a model from a request that may change things."""
 
-    FastAPI's own body would be read before any dependency, whatever its size. Before
-    the releases with a strict content type it would also be read from every type that
-    a form of another site can send.
-    """
-
+    # FastAPI reads a declared body of any size, before any dependency, and older
+    # releases from content types that a form of another site can send.
     async def read(request: Request) -> Model:
         check_origin(request)
         content = b""
@@ -83,7 +72,7 @@ def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
         except ValidationError as error:
             raise _invalid(error) from None
         except TypeError as error:
-            # From a check that is shared with calls in code.
+            # From one of the checks for calls in code.
             item = {"loc": ("body",), "msg": str(error), "type": "type_error"}
             raise RequestValidationError([item]) from None
 
@@ -91,21 +80,16 @@ def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
 
 
 def check_origin(request: Request) -> None:
-    """Refuse what a page of another origin can make a browser send.
-
-    Raises:
-        HTTPException: 415 unless the body is declared as ``application/json``, which
-            no form can do, and no script without asking by a preflight; 403 if the
-            browser itself says that another origin sends it.
-    """
+    """Refuse what a page of another origin can make a browser send."""
+    # A form cannot send this type, and a script of another origin needs a preflight.
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind.strip().lower() != "application/json":
         raise HTTPException(415, "send application/json")
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site is not None:
-        # No script can set or remove it, and a proxy that renames the host does not
-        # disturb it.
+        # No script can set or remove it, and it does not depend on the host's name,
+        # which a proxy may change.
         foreign = site != "same-origin"
     else:
         host = request.headers.get("host", "")
@@ -123,12 +107,7 @@ def _netloc(origin: str) -> str | None:
 
 @asynccontextmanager
 async def answered() -> AsyncIterator[None]:
-    """Turn every failure of the switch into an answer that names it; never a 500.
-
-    Raises:
-        HTTPException: Instead of what the block raised.
-        RequestValidationError: If a state cannot be what was asked for.
-    """
+    """Turn every failure of the switch into an answer that names it; never a 500."""
     try:
         yield
     except (HeldError, StoreReadOnlyError) as error:

@@ -354,12 +354,12 @@ def _open_file(url: str, rest: str) -> Store:
     path = unquote(path)
     if host or options or len(run_dir) != 1 or not path:
         raise ValueError(
-            f"not a file store URL: {url!r}; use file:PATH or"
+            f"not a file store URL: {_without_password(url)!r}; use file:PATH or"
             " file:///ABSOLUTE/PATH?run_dir=PATH"
         )
     return FileStore(Path(path), run_dir=run_dir[0] or None)
 
 
 def _without_password(url: str) -> str:
-    # A mistyped scheme may stand before a password.
-    return re.sub(r"//[^/@]*@", "//***@", url)
+    # A mistyped scheme may stand before a password, which may have any character.
+    return re.sub(r":.*@", "://***@", url, flags=re.DOTALL)

@@ -18,13 +18,14 @@ from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.cli import main
 from fastapi_maintenance.cli.errors import OneLineErrors
 from fastapi_maintenance.cli.exits import ExitCode
-from fastapi_maintenance.cli.options import _in_options
+from fastapi_maintenance.cli.options import _option
 from fastapi_maintenance.cli.signals import (
     InterruptedBySignalError,
     Signals,
     _reaches_both,
 )
 from fastapi_maintenance.fence import Outcome
+from fastapi_maintenance.state import first_problem
 from tests.cli.support import ENVIRONMENT, PATIENCE, Member, call, invoke, lines
 
 COMMANDS = "on", "off", "wait", "status", "run", "forget", "routes", "schema"
@@ -283,7 +284,7 @@ def test_every_outcome_has_a_code() -> None:
     [
         ({"message": "\n"}, "--message must have 1 to 2000 characters"),
         ({"retry_after": -1}, "--retry-after must be 0 to"),
-        ({"read_only": 3}, "--read-only: Input should be a valid boolean"),
+        ({"read_only": 3}, "--read-only should be a valid boolean, not 3"),
     ],
 )
 def test_what_a_model_refuses_is_told_of_the_option(
@@ -292,7 +293,7 @@ def test_what_a_model_refuses_is_told_of_the_option(
     """The words of Pydantic are turned into those of the command line."""
     with pytest.raises(ValidationError) as error:
         EnableOptions(**values)
-    assert _in_options(error.value).startswith(text)
+    assert first_problem(error.value, _option).startswith(text)
 
 
 def test_a_state_that_cannot_be_is_one_line(

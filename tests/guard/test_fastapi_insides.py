@@ -18,8 +18,8 @@ from fastapi_maintenance._fastapi import (
     documentation_paths,
     effective_route,
     effective_template,
+    is_own_route,
     path_for_patterns,
-    serves,
     stacks_kept,
 )
 from tests.guard.support import FRONTENDS, NO_FRONTENDS, RELEASE, Ran, both, built
@@ -160,7 +160,7 @@ def test_context_of_an_enclosing_mount_is_not_taken_for_the_route() -> None:
     scope = of_http(app, "/sub/target", seen)
     effective = effective_route(scope)
     assert direct_dependencies(effective) == [seen]
-    assert serves(scope["app"], scope["route"], effective)
+    assert is_own_route(scope["app"], scope["route"], effective)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_unknown_forms_are_nothing(scope: dict[str, Any]) -> None:
     effective = effective_route(scope)
     assert direct_dependencies(effective) == []
     assert effective_template(effective) == ""
-    assert not serves(scope.get("app"), scope.get("route"), effective)
+    assert not is_own_route(scope.get("app"), scope.get("route"), effective)
 
 
 class Stale:

@@ -536,11 +536,8 @@ class RealWorker(RuleBasedStateMachine):
 
     @rule()
     def learn_late(self) -> None:
-        """A thread that was stopped adopts an older state."""
+        """A thread that was stopped adopts an older state, which changes nothing."""
         self.worker.adopt(MaintenanceState(enabled=False))
-        self.worker.collecting = False
-        # What is in flight may be called old: a drain then waits for more.
-        self.held = [(admission, 0) for admission, _ in self.held]
 
     @rule()
     def leave(self) -> None:

@@ -11,7 +11,7 @@ import anyio.to_thread
 from fastapi_maintenance import MaintenanceState
 from fastapi_maintenance.changes import published
 from fastapi_maintenance.fence import WorkerReport
-from fastapi_maintenance.keeper import Keeper, Follower
+from fastapi_maintenance.keeper import Follower, Keeper
 from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores.redis import RedisStore
 from fastapi_maintenance.switch import Switch

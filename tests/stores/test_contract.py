@@ -27,7 +27,7 @@ from fastapi_maintenance import (
     StoreError,
     open_store,
 )
-from fastapi_maintenance.keeper import Keeper, Follower
+from fastapi_maintenance.keeper import Follower, Keeper
 from fastapi_maintenance.stores import (
     as_store,
     has_fence,
