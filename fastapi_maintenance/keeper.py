@@ -507,7 +507,8 @@ class Follower:
         if serving or not collected:
             worker.served = True
         if collected:
-            worker.collected, self._collected_at = due, time.monotonic()
+            worker.collected, worker.uncollected = due, None
+            self._collected_at = time.monotonic()
             self._report_if_due()
 
     def _pause(self) -> float:

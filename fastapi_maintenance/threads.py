@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextvars import Context
 from functools import partial
+from itertools import islice
 from types import BuiltinMethodType, CellType, CodeType, FrameType, FunctionType
 from typing import Final
 
@@ -106,13 +107,11 @@ def _bound_context(item: object) -> Context | None:
     """
     # Python 3.14 has ``task`` in place of ``fn`` and ``args``.
     parts = [getattr(item, name, None) for name in ("fn", "args", "task")]
-    for part in parts:  # It grows.
-        if len(parts) > _PARTS:
-            break
+    for part in islice(parts, _PARTS):  # They grow.
         if isinstance(part, Context):
             return part
         if isinstance(part, tuple):
-            parts.extend(part)
+            parts.extend(part[:_PARTS])
         elif isinstance(part, partial):
             parts.extend((part.func, part.args))
         elif isinstance(part, BuiltinMethodType):

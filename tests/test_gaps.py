@@ -98,7 +98,7 @@ NEWCOMER = [
         "8",
         "`status` tells drained workers from others, in JSON as well.",
         (
-            "cli.test_status.test_a_worker_is_described_in_a_few_words",
+            "test_fence.test_status_says_what_a_worker_does",
             "cli.test_waiting.test_a_wait_ends_when_nothing_is_running",
         ),
     ),

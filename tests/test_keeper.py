@@ -22,7 +22,7 @@ from fastapi_maintenance import (
     StoreError,
     keeper,
 )
-from fastapi_maintenance.changes import published
+from fastapi_maintenance.changes import EnableOptions, published
 from fastapi_maintenance.fence import Receipt, WorkerReport
 from fastapi_maintenance.keeper import Keeper, keeper_of
 from fastapi_maintenance.stores import CannotJoinError, TemporaryStoreError
@@ -884,6 +884,16 @@ class TestLeaving:
         switch._follower.leave()
         assert not switch.worker.joined
         assert store.server.reports == {}
+
+    async def test_store_of_two_methods_is_left_at_once(self) -> None:
+        """Nothing can be drained there, so that nothing has to be waited for."""
+        store = TwoMethods()
+        switch = joined(store)
+        admitted(switch).release()
+        await switch.enable(EnableOptions())
+        assert switch.worker.report().old == 1
+        switch._follower.leave()
+        assert not switch.worker.joined
 
     def test_garbage_is_collected_first(self) -> None:
         """A worker that leaves in the middle of a drain closes abandoned streams."""

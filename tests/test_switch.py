@@ -668,6 +668,7 @@ class TestOtherOperators:
         made = switch(store)
         held = Held(made)
         first = await made.publish_to_drain(LONG, EnableOptions(), holder="one#1")
+        made.keeper.look()
         second = await made.publish_to_drain(LONG, EnableOptions(), holder="two#2")
         made.keeper.look()
 
