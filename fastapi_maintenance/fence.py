@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from .state import EPOCH_LIMIT, MaintenanceState
 
@@ -51,7 +51,7 @@ class Oldest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     route: str
-    seconds: float
+    seconds: FiniteFloat
 
 
 class WorkerReport(BaseModel):
@@ -92,7 +92,7 @@ class WorkerReport(BaseModel):
     uncounted: Count = 0
     lock: int | None = None
     liveness: Liveness = "alive"
-    age: float = 0.0
+    age: FiniteFloat = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -166,7 +166,7 @@ class Membership(BaseModel):
 
     generation: str
     complete: bool
-    made: float
+    made: FiniteFloat
     members: frozenset[str] = frozenset()
 
     def confirmed(self, generation: str, *, complete: bool, now: float) -> Membership:

@@ -43,7 +43,7 @@ class ProcessIdentity(NamedTuple):
             boot=_text(proc / "sys/kernel/random/boot_id"),
             machine=_text(Path("/etc/machine-id")),
             namespace=_namespace(proc),
-            started=_start_time("self", proc),
+            started=_status("self", proc).started,
         )
 
     def __str__(self) -> str:
@@ -65,9 +65,9 @@ def is_gone(process: str, pid: int, proc: Path = _PROC) -> bool:
         proc: The process file system.
     """
     other, own = ProcessIdentity.parse(process), ProcessIdentity.own(proc)
-    if not (other.boot and other.boot == own.boot):
+    if not (other.boot and other.namespace):
         return False
-    if not (other.namespace and other.namespace == own.namespace):
+    if (other.boot, other.namespace) != (own.boot, own.namespace):
         return False
     # On Windows, signal 0 would be a CTRL_C.
     if sys.platform == "win32" or pid <= 0:
@@ -82,8 +82,11 @@ def is_gone(process: str, pid: int, proc: Path = _PROC) -> bool:
     # of another namespace, the same number is another process.
     if not _is_own_table(proc):
         return False
-    started = _start_time(str(pid), proc)
-    return bool(started and other.started and started != other.started)
+    found = _status(str(pid), proc)
+    # One that has ended keeps its number until its parent has asked how.
+    ended = found.state == "Z" and found.threads in {"0", "1"}
+    known = bool(found.started and other.started)
+    return known and (ended or found.started != other.started)
 
 
 def may_share_kernel(process: str, proc: Path = _PROC) -> bool:
@@ -136,8 +139,14 @@ def _is_own_table(proc: Path) -> bool:
     return False
 
 
-def _start_time(process: str, proc: Path) -> str:
-    # Field 22 of stat(5); the command's name, field 2, may hold spaces.
+class _Status(NamedTuple):
+    state: str
+    threads: str
+    started: str
+
+
+def _status(process: str, proc: Path) -> _Status:
+    # Fields 3, 20 and 22 of stat(5); the command's name, field 2, may hold spaces.
     _, _, rest = _text(proc / process / "stat").rpartition(")")
-    values = rest.split()
-    return values[19] if len(values) > 19 else ""  # noqa: PLR2004  # as above
+    values = [*rest.split(), *[""] * 20]
+    return _Status(values[0], values[17], values[19])

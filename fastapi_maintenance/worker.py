@@ -345,7 +345,9 @@ class Worker:
 
     def report(self) -> WorkerReport:
         """Return the report of this moment."""
-        self.drop_exempt()
+        if self.state.enabled:
+            # Only a drain looks so closely: there can be many long streams.
+            self.drop_exempt()
         # Only now: building a guard reads no files.
         self.process = self.process or str(ProcessIdentity.own())
         now = monotonic()

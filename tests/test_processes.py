@@ -80,6 +80,28 @@ def test_ended_process_is_gone() -> None:
     assert is_gone(own(), ended())
 
 
+def test_process_that_nothing_has_waited_for_is_gone() -> None:
+    """It has ended, though its parent has not asked how."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    table = Path(f"/proc/{process.pid}/stat")
+    started = table.read_text().rpartition(")")[2].split()[19]
+    try:
+        assert not is_gone(own(started=started), process.pid)
+        process.kill()
+        while table.read_text().rpartition(")")[2].split()[0] != "Z":
+            os.sched_yield()
+        assert is_gone(own(started=started), process.pid)
+    finally:
+        process.communicate()
+
+
+def test_thread_that_outlives_the_first_one_is_not_gone(tmp_path: Path) -> None:
+    """A process whose first thread has ended looks like one that has ended."""
+    stat = f"1 (x) Z {' '.join(['4'] * 16)} 2 0 7 0"
+    read = table(tmp_path, status=f"NSpid:\t{os.getpid()}\n", stat=stat)
+    assert not is_gone(own(started="7"), os.getpid(), read)
+
+
 def test_reused_number_is_gone() -> None:
     """Another start time under the same number is another process."""
     assert is_gone(own(started="1"), os.getpid())

@@ -81,7 +81,7 @@ def server(python: str, peer: str, mode: str, folder: Path) -> Iterator[int]:
 
 
 async def load(port: int, seconds: float, clients: int, status: bytes) -> float:
-    """Send requests one after the other on each connection; return how many a second."""
+    """Send requests one by one on each connection; return how many a second."""
     done = 0
     end = time.perf_counter() + seconds
 
