@@ -506,14 +506,14 @@ def test_a_state_that_is_another_programs_is_no_state(
     with pytest.raises(StoreError):
         another(store).join()
     if kind != "list":
-        befores: list[MaintenanceState | None] = []
+        earlier: list[MaintenanceState | None] = []
 
         def change(before: MaintenanceState | None) -> MaintenanceState:
-            befores.append(before)
+            earlier.append(before)
             return off(before)
 
         assert store.publish(NAME, change) == store.read(NAME)
-        assert befores == [MaintenanceState(enabled=True)]
+        assert earlier == [MaintenanceState(enabled=True)]
 
 
 @pytest.mark.parametrize("kind", ["list", "json"])
