@@ -41,6 +41,7 @@ from .keeper import keeper_of, remove_dead
 from .log import logger
 from .state import MaintenanceState
 from .stores import (
+    FencedStore,
     Store,
     StoreError,
     TemporaryStoreError,
@@ -412,10 +413,10 @@ class Switch:
             if verdict.outcome == "drained" or verdict.final or late:
                 break
             await anyio.sleep(min(self._look_interval, options.timeout - waited))
-        exact = options.workers == len(roster.living)
-        if verdict.outcome == "drained" and options.workers and exact:
+        fenced, exact = self.keeper.fence, options.workers == len(roster.living)
+        if fenced and verdict.outcome == "drained" and options.workers and exact:
             # A person's word completes a list that was not known to be complete.
-            await _in_thread(self._complete, roster.generation)
+            await _in_thread(self._complete, fenced, roster.generation)
         return DrainReport(
             outcome=verdict.outcome,
             epoch=fence.state.epoch,
@@ -483,11 +484,9 @@ class Switch:
         fence.state = present
         return self._judge(fence, roster)
 
-    def _complete(self, generation: str) -> None:
-        if self.keeper.fence is None:
-            return
+    def _complete(self, fence: FencedStore, generation: str) -> None:
         try:
-            self.keeper.fence.confirm(self.name, generation, complete=True)
+            fence.confirm(self.name, generation, complete=True)
         except StoreError as error:
             logger.warning(
                 "maintenance: the list of workers is still not complete: %s", error

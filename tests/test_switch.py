@@ -514,6 +514,32 @@ class TestDraining:
         assert store.server.membership.complete
         assert (await made.drain(LONG)).drained
 
+    async def test_number_that_is_too_small_completes_nothing(self) -> None:
+        """A wait can end without the list, by what it saw before the loss."""
+        server = Server()
+        workers = [switch(quick(server)) for _ in range(3)]
+        held = Held(workers[0])
+        lost: list[int] = []
+
+        def progress(_: Roster, verdict: Verdict) -> None:
+            if "still running on" not in verdict.reason:
+                return
+            if not lost:
+                server.lose_roster()
+                for made in workers:
+                    made._follower._reported_at = 0.0
+                lost.append(1)
+            elif server.membership is not None and len(server.reports) == 3:
+                held.end()
+
+        options = DrainOptions(timeout=30, workers=2)
+        report = await workers[0].drain(
+            options, enable=EnableOptions(), progress=progress
+        )
+        assert (report.drained, len(report.workers), lost) == (True, 3, [1])
+        assert server.membership is not None
+        assert not server.membership.complete
+
     async def test_list_that_cannot_be_completed_is_logged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:

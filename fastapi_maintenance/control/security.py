@@ -10,6 +10,7 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from ..changes import HeldError
 from ..exemptions import maintenance_exempt
@@ -63,10 +64,14 @@ def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
     async def read(request: Request) -> Model:
         check_origin(request)
         content = b""
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > BODY_LIMIT:
-                raise HTTPException(413, f"at most {BODY_LIMIT} bytes")
+        try:
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > BODY_LIMIT:
+                    raise HTTPException(413, f"at most {BODY_LIMIT} bytes")
+        except ClientDisconnect:
+            # Not an error of the application, with a traceback in the log.
+            raise HTTPException(400, "the body has not arrived") from None
         try:
             return model.model_validate_json(content)
         except ValidationError as error:

@@ -332,7 +332,8 @@ def test_counted_and_uncounted_worker(
     until(lambda: service.running("slow"))
     report = operator.drain(1)
     assert report.outcome == "unknown", report
-    assert aside.get("/fast") == 503
+    # It does not acknowledge, so that the wait does not wait for it.
+    until(lambda: aside.get("/fast") == 503)
     service.kill(aside)
     assert operator.drain().outcome == "drained"
 

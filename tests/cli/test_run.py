@@ -423,7 +423,8 @@ def test_an_interrupted_look_changes_nothing(
     sent: list[int] = []
 
     def read(self: FileStore, name: str) -> None:
-        if not sent:  # Nothing would catch another one once the command has ended.
+        # Keepers that other tests have left behind read stores of their own.
+        if self.path == folder / ".fastapi-maintenance" and not sent:
             sent.append(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
 
