@@ -34,8 +34,8 @@ THREADS: Final = 16
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance handlers")
 
 
-def _own_limiter() -> anyio.CapacityLimiter:
-    """Return the limiter of the running event loop."""
+def own_limiter() -> anyio.CapacityLimiter:
+    """Return the event loop's limiter of threads that endpoints do not use."""
     try:
         return _limiter.get()
     except LookupError:
@@ -161,7 +161,7 @@ class _Direct:
     def __init__(self, handler: ExemptHandler) -> None:
         self._handler = handler
         # This decides only where to call it. The result says whether to await it.
-        self._here = isinstance(handler, ReadyMade) or _looks_async(handler)
+        self._here = isinstance(handler, ReadyMade) or looks_async(handler)
         self._running = threading.Semaphore(THREADS)
 
     async def __call__(self, connection: HTTPConnection) -> object:
@@ -172,7 +172,7 @@ class _Direct:
                 self._in_thread,
                 connection,
                 abandon_on_cancel=True,
-                limiter=_own_limiter(),
+                limiter=own_limiter(),
             )
         return await answer if inspect.isawaitable(answer) else answer
 
@@ -216,7 +216,8 @@ def _forget(task: "asyncio.Future[object]") -> None:
         task.exception()
 
 
-def _looks_async(handler: ExemptHandler) -> bool:
+def looks_async(handler: ExemptHandler) -> bool:
+    """Tell whether a callable is called in the event loop."""
     unwrapped: object = handler
     # By type: an object that has every attribute would be unwrapped forever.
     while isinstance(unwrapped, functools.partial):

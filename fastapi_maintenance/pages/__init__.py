@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from anyio import to_thread
 from fastapi.exception_handlers import http_exception_handler
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from ..handlers import looks_async, own_limiter
 from ..log import logger
 from ..refusal import DEFAULT_DETAIL, MaintenanceError
 from .document import Document, filled
@@ -152,9 +153,15 @@ def _from_callable(page: PageMaker) -> Renderer:
     async def render(request: Request, error: MaintenanceError) -> Response:
         nonlocal failing
         try:
-            # In a thread, as it may read a file; awaited if it is awaitable, however
-            # the callable looked.
-            made = await run_in_threadpool(page, request, error)
+            # Not in a thread of the endpoints: requests that run may hold all of them.
+            made = (
+                page(request, error)
+                if looks_async(page)
+                else await to_thread.run_sync(
+                    page, request, error, limiter=own_limiter()
+                )
+            )
+            # Awaited if it is awaitable, however the callable looked.
             response = _response(await made if inspect.isawaitable(made) else made)
         except Exception:
             # What maintenance is about may be what the page needs.
