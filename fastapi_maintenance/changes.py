@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Final, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import (
     AfterValidator,
@@ -76,7 +76,7 @@ class EnableOptions(BaseModel):
     """
 
     # Neither its repr nor an error shows the token.
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True, strict=True, extra="forbid", hide_input_in_errors=True
     )
 

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -48,7 +48,7 @@ class Oldest(BaseModel):
         seconds: How long it has been running.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     route: str
     seconds: FiniteFloat
@@ -76,7 +76,7 @@ class WorkerReport(BaseModel):
         age: Added by the store: seconds since the worker reported.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     id: str
     host: str
@@ -162,7 +162,7 @@ class Membership(BaseModel):
         members: The ids of all that have joined and not left.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     generation: str
     complete: bool

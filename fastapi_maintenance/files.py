@@ -180,7 +180,7 @@ def is_directory(path: Path) -> bool:
 
 
 def foreign_owner(*paths: Path) -> str | None:
-    """Return the other user to whom a directory or its parent belongs, seen by root.
+    """Return the other user to whom a directory, its parent or a link to it belongs.
 
     A command that root runs stays out of it: the owner of a directory can put links
     where root would read and write.
@@ -188,6 +188,10 @@ def foreign_owner(*paths: Path) -> str | None:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
     for path in paths:
+        for above in path.parents:
+            owner = above.lstat().st_uid if above.is_symlink() else 0
+            if owner != 0:
+                return _user_name(owner)
         for place in (path, Path(os.path.realpath(path))):
             # Where there is nothing yet, what is above decides.
             while not os.path.lexists(place):

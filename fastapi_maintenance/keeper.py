@@ -171,7 +171,7 @@ class Follower:
         self.keeper = keeper
         self.name = name
         store = keeper.store
-        self.worker = Worker(name, f"{name!r} in {location(store)}")
+        self.worker: Worker = Worker(name, f"{name!r} in {location(store)}")
         if is_local(store) and not is_in_process(store):
             self.worker.stale_after = STALE
             self.worker.read = lambda: store.read(name)

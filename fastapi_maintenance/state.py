@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal, NoReturn, Self
+from typing import Annotated, ClassVar, Final, Literal, NoReturn, Self
 
 from pydantic import (
     AfterValidator,
@@ -95,7 +95,9 @@ class MaintenanceState(BaseModel):
         True
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, strict=True, extra="allow"
+    )
 
     epoch: int = Field(default=0, ge=0, lt=EPOCH_LIMIT)
     tag: str = Field(default="", max_length=64)

@@ -37,7 +37,7 @@ from .fence import (
     WorkerReport,
     has_acknowledged,
 )
-from .keeper import keeper_of, remove_dead
+from .keeper import Keeper, keeper_of, remove_dead
 from .log import logger
 from .state import MaintenanceState
 from .stores import (
@@ -138,7 +138,7 @@ class Switch:
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name: str = check_name(name)
-        self.keeper = keeper_of(store)
+        self.keeper: Keeper = keeper_of(store)
         self._follower = self.keeper.follower(name)
         self.worker: Worker = self._follower.worker
         self.clock: Clock = utc_now

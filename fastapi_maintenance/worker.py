@@ -188,7 +188,7 @@ class Worker:
     def __init__(self, name: str, title: str) -> None:
         self.name = name
         self.title = title
-        self.notifier = ChangeNotifier(title)
+        self.notifier: ChangeNotifier = ChangeNotifier(title)
         self.read: Callable[[], MaintenanceState | None] | None = None
         self.stale_after: float = float("inf")
         self.reset()

@@ -1,7 +1,7 @@
 """The JSON of the control router."""
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,7 +27,7 @@ class NewState(EnableOptions):
     """What to publish; ``{"enabled": false}`` opens again."""
 
     # What ``enable`` takes is inherited, so that a new option of it is one here too.
-    model_config = ConfigDict(title="NewState")
+    model_config: ClassVar[ConfigDict] = ConfigDict(title="NewState")
 
     enabled: bool
     seconds: Annotated[int, Field(ge=1, le=A_YEAR)] | None = Field(
@@ -74,7 +74,9 @@ class NewState(EnableOptions):
 class BypassToken(BaseModel):
     """The token that ``on --bypass`` or the router showed once."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", strict=True, hide_input_in_errors=True
+    )
 
     token: Annotated[str, Field(max_length=4_000, repr=False)]
 

@@ -32,10 +32,10 @@ try:
     from redis.connection import ConnectionPool, SSLConnection, parse_url
     from redis.retry import Retry
     from redis.sentinel import SentinelConnectionPool
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         'RedisStore needs redis-py: pip install "fastapi-maintenance-guard[redis]"'
-    ) from error
+    ) from _error
 
 TIMEOUT: Final = 1.5
 """Seconds that one command may take."""

@@ -45,10 +45,10 @@ try:
     from sqlalchemy.engine import URL, Dialect, make_url
     from sqlalchemy.pool import NullPool
     from sqlalchemy.schema import CreateTable
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         'SQLStore needs SQLAlchemy: pip install "fastapi-maintenance-guard[sql]"'
-    ) from error
+    ) from _error
 
 DEFAULT_PREFIX: Final = "fastapi_maintenance"
 
