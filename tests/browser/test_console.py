@@ -354,8 +354,9 @@ async def test_console_asks_once_a_second_and_one_at_a_time(
 
     await page.route(f"{service.url}/maintenance", answer)
     page = await opened(service, visitor)
-    for number in (2, 3):
-        async with page.expect_response(f"{service.url}/maintenance"):
+    for number in (2, 3, 4):
+        # The page sets its clock when it has read an answer, in a moment of its own.
+        while len(asked) < number:
             await page.clock.run_for(1_000)
         assert len(asked) == number
     await page.clock.run_for(5_000)
