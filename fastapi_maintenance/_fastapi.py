@@ -359,7 +359,7 @@ class LazyDependency:
         parameter = inspect.Parameter(
             "answer", inspect.Parameter.KEYWORD_ONLY, default=depends
         )
-        root.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]  # a function has one
+        root.__dict__["__signature__"] = inspect.Signature([parameter])
         self._dependant = get_dependant(path="", call=root)
         for node in _below(self._dependant):
             if getattr(node, "body_params", None):

@@ -229,7 +229,7 @@ def grouped(function: Callable[..., int]) -> Callable[..., int]:
             values[name] = group(**{each: values.pop(each) for each in names})
         return function(**values)
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as PEP 362 has it
+    command.__dict__["__signature__"] = inspect.Signature(parameters)  # PEP 362
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
 
