@@ -358,15 +358,22 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be another 
 
 
 @as_root
-@pytest.mark.parametrize("which", ["directory", "parent", "reports", "linked", "new"])
+@pytest.mark.parametrize(
+    "which", ["directory", "parent", "reports", "linked", "new", "above"]
+)
 def test_root_stays_out_of_the_directories_of_others(folder: Path, which: str) -> None:
     """Exit code 14 and the same command for the owner; nothing is opened or made."""
     parent = folder / "srv"
     place = parent / "store"
     (place / "run").mkdir(parents=True)
     foreign = {"parent": parent, "reports": place / "run"}.get(which, place)
-    os.chown(foreign, 65534, -1)
     shown = place
+    if which == "above":
+        # Nothing of the place is another user's, but the way to it.
+        foreign = folder / "link"
+        foreign.symlink_to(folder)
+        shown = foreign / "srv" / "store"
+    os.chown(foreign, 65534, -1, follow_symlinks=False)
     if which == "linked":
         shown = folder / "link"
         shown.symlink_to(place)

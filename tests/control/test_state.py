@@ -22,6 +22,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.stores import Change
 from fastapi_maintenance.testing import frozen_clock
+from tests.calls import call
 
 from .support import JSON, SECRET, build, operators_only, reason_when, serving
 
@@ -200,6 +201,20 @@ def test_refuses_a_long_body() -> None:
     with serving() as client:
         answer = client.put("/maintenance", content=b" " * 20_000, headers=JSON)
     assert answer.status_code == 413
+
+
+@pytest.mark.anyio
+async def test_a_body_that_does_not_arrive_is_no_error_of_the_application() -> None:
+    """A client that leaves in the middle leaves no traceback in the log."""
+    guard = MaintenanceGuard("memory:")
+    half = {"type": "http.request", "body": b'{"enabled"', "more_body": True}
+    headers = [(b"x-operator", b"ada"), (b"content-type", b"application/json")]
+    for method, path in (("PUT", "/maintenance"), ("POST", "/maintenance/bypass")):
+        answer = await call(
+            build(guard), path, method=method, body=[half], headers=headers, leaves=True
+        )
+        assert answer.status == 400
+    assert not guard.state.enabled
 
 
 def test_opens_during_the_work_of_others_by_force_only() -> None:

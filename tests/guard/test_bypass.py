@@ -3,15 +3,26 @@
 import hashlib
 import hmac
 import logging
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from starlette.testclient import WebSocketDenialResponse
 
-from fastapi_maintenance import FileStore, MaintenanceGuard, decision
+from fastapi_maintenance import (
+    FileStore,
+    MaintenanceGuard,
+    MaintenanceModeMiddleware,
+    decision,
+)
+from fastapi_maintenance.changes import EnableOptions
+from fastapi_maintenance.control.models import BypassToken, NewState
 from fastapi_maintenance.testing import force
+from tests.calls import call
 
 TOKEN = "correct-horse-battery"
 OTHER = "correct-horse-stapler"
@@ -146,6 +157,49 @@ def test_it_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> Non
             client.post("/shop", headers={HEADER: token})
     assert len({given for given, _ in compared}) == 3
     assert {len(part) for pair in compared for part in pair} == {7 + 64}
+
+
+@pytest.mark.anyio
+async def test_a_cookie_that_is_hard_to_read_holds_up_nobody() -> None:
+    """One request cannot take seconds: Python before 3.11.10 unquotes that slowly."""
+    guard = MaintenanceGuard("memory:")
+    app = build(guard)
+    # Before FastAPI, which reads all cookies before it runs a dependency.
+    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    cookie = b'maintenance_bypass="' + b"\\" * 60_000 + b'"'
+    with force(guard, bypass_token=TOKEN):
+        before = time.process_time()
+        answer = await call(app, "/shop", method="POST", headers=[(b"cookie", cookie)])
+        assert time.process_time() - before < 1
+    assert answer.status == 503
+
+
+@pytest.mark.parametrize("token", [TOKEN.encode(), [TOKEN], {"token": TOKEN}])
+@pytest.mark.anyio
+async def test_a_token_of_another_type_is_not_repeated(token: Any) -> None:
+    """An error that says what is wrong with a token does not show it."""
+    guard = MaintenanceGuard("memory:")
+    with pytest.raises(ValueError, match="bypass_token should be") as refused:
+        await guard.enable(bypass_token=token)
+    assert TOKEN not in str(refused.value)
+
+
+def test_what_has_a_token_does_not_show_it() -> None:
+    """Logs and reports of errors take the repr of what a function works on."""
+    for made in (
+        EnableOptions.asked(bypass_token=TOKEN),
+        NewState.model_validate({"enabled": True, "bypass_token": TOKEN}),
+        BypassToken(token=TOKEN),
+    ):
+        assert TOKEN not in repr(made)
+    for model, wrong in (
+        (NewState, {"enabled": True, "force": True, "bypass_token": TOKEN}),
+        (NewState, {"enabled": True, "bypass_token": [TOKEN]}),
+        (BypassToken, {"token": [TOKEN]}),
+    ):
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate(wrong)
+        assert TOKEN not in str(refused.value)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

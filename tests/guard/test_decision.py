@@ -1,7 +1,9 @@
 """The order of decisions, and faults that must not change it."""
 
+import functools
 from typing import Any
 
+import anyio
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
@@ -163,6 +165,9 @@ def test_read_only_lets_reads_through() -> None:
         assert client.request(method, "/target").status_code == 503
     with pytest.raises(WebSocketDenialResponse):
         client.websocket_connect("/socket").__enter__()
+    # A server might name the method of the handshake.
+    denied = anyio.run(functools.partial(handshake, app, "/socket", method="GET"))
+    assert [message["type"] for message in denied.messages] == ["websocket.close"]
     assert (counted, in_flight(guard)) == ([1, 1, 1], 0)
 
 

@@ -1,12 +1,15 @@
 """What refused clients get once the exception handler is installed."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import anyio.lowlevel
 import pytest
+from anyio import to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
@@ -20,6 +23,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.pages import Page
 from fastapi_maintenance.testing import force
+from tests.calls import call
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 PROBLEM = {"Accept": "application/problem+json"}
@@ -39,6 +43,36 @@ def build(guard: MaintenanceGuard, page: Page = None) -> FastAPI:
         raise AssertionError
 
     return app
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_page_waits_for_no_thread_of_the_endpoints(kind: str) -> None:
+    """Requests that hold every thread do not hold up what browsers are told."""
+
+    def page(_: Request, error: MaintenanceError) -> str:
+        return str(error.detail)
+
+    async def awaited(request: Request, error: MaintenanceError) -> str:
+        return page(request, error)
+
+    guard, release = MaintenanceGuard("memory:"), threading.Event()
+    app = build(guard, page if kind == "sync" else awaited)
+    app.add_api_route("/slow", lambda: release.wait(20))
+    everything = int(to_thread.current_default_thread_limiter().total_tokens)
+    headers = [(b"accept", b"text/html")]
+    async with anyio.create_task_group() as running:
+        try:
+            for _ in range(everything):
+                running.start_soon(call, app, "/slow")
+            while to_thread.current_default_thread_limiter().available_tokens:
+                await anyio.lowlevel.checkpoint()
+            await guard.enable(message="Moving", acknowledge=0)
+            with anyio.fail_after(10):
+                answer = await call(app, "/shop", headers=headers)
+        finally:
+            release.set()
+    assert (answer.status, answer.body) == (503, b"Moving")
 
 
 @contextmanager

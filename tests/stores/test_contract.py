@@ -387,7 +387,11 @@ def test_what_is_no_store_is_an_error_at_once(store: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "nothing", "memory:x", "http://host/", "foo://a:secret@host/0"]
+    "url",
+    [
+        *("", "nothing", "memory:x", "http://host/", "foo://a:secret@host/0"),
+        *("foo://a:se/secret@host/0", "foo://a:se@secret@host/0", "foo:a:secret@host"),
+    ],
 )
 def test_url_that_names_no_store(url: str) -> None:
     """The error has the forms that there are, and no password."""

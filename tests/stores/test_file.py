@@ -5,6 +5,7 @@ import errno
 import gc
 import json
 import os
+import re
 import resource
 import shutil
 import stat
@@ -690,6 +691,17 @@ def test_members_that_cannot_be_read_are_made_again(store: FileStore) -> None:
         (store.run_dir / "default/members.json").write_text("{")
         until(lambda: store.roster("default").members == {switch.worker.id})
         until(lambda: not store.roster("default").complete)
+
+
+def test_a_time_that_is_no_number_holds_up_nobody(store: FileStore) -> None:
+    """A list that would equal no second look at it is a damaged one."""
+    with joined(store) as switch:
+        members = store.run_dir / "default/members.json"
+        text = members.read_text()
+        members.write_text(re.sub(r'"made":[^,]*', '"made":NaN', text))
+        until(lambda: store.roster("default").members == {switch.worker.id})
+        assert publish(store, ON).enabled
+        until(lambda: is_on(switch))
 
 
 def test_directory_of_a_new_release(store: FileStore) -> None:
