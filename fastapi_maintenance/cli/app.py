@@ -62,6 +62,7 @@ def on(
 
     With --wait, exit codes say why it was not drained: 10 requests in flight, 11 lost
     workers, 12 another operator, 13 too few workers, 15 the store cannot tell.
+    --timeout, --workers, --close-after and --rollback go with it.
     """
     if not wait and (rollback or waiting.given):
         raise ValueError(
@@ -108,7 +109,7 @@ def off(
 def wait(*, waiting: Waiting, where: Where) -> int:
     """Wait until nothing from before is running.
 
-    It drains the state that is on; exit codes are those of `on --wait`.
+    Maintenance must be on already. The exit codes are those of `on --wait`.
     """
     target = Target(where)
     drain = waiting.options()
@@ -141,7 +142,10 @@ def status(
 def run(
     *,
     command: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="COMMAND", show_default=False, help="Everything after `--`."
+        ),
     ],
     enabling: Enabling,
     waiting: Waiting,
@@ -217,6 +221,6 @@ def routes(
 def schema(*, where: Where) -> int:
     """Show the SQL that makes the tables of an SQL store.
 
-    For those who make tables by migrations: nothing is connected to.
+    For those who make tables by migrations; it connects to nothing.
     """
     return commands.show_schema(where.store, Output(as_json=where.as_json))

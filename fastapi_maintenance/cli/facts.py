@@ -62,7 +62,8 @@ class View:
     def facts(self) -> Iterator[tuple[str, str]]:
         """Return what is known, label by label."""
         state = self.state
-        yield "store", self.place
+        # No command sees the environment of the service.
+        yield "store", f"{self.place}, of this shell" if self.fixed else self.place
         yield "switch", self.name
         if not self.fixed:
             yield from self._of_workers()

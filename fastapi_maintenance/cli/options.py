@@ -172,8 +172,8 @@ class Waiting:
         str | None,
         typer.Option(
             metavar="10s",
-            help="Close counted WebSockets (code 1012) after this time, and tell"
-            " streams that ask.",
+            help="Close counted WebSockets (code 1012) after this time, and set"
+            " guard.closing for streams.",
         ),
     ] = None
 

@@ -244,8 +244,9 @@ class Target:
             The same for the error's line, which has to say how the state is left.
         """
         self._result(report, state)
+        outcome = report.outcome.replace("_", " ")
         return (
-            f"not drained after {shown_span(report.seconds)} ({report.outcome}):"
+            f"not drained after {shown_span(report.seconds)} ({outcome}):"
             f" {report.reason}"
         )
 

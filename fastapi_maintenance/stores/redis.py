@@ -585,7 +585,7 @@ def explained(error: Exception, place: str, prefix: str) -> StoreError:
         )
     elif isinstance(error, redis.ConnectionError | redis.TimeoutError | UnicodeError):
         return TemporaryStoreError(
-            f"cannot reach {place}: {text}; is it running, and is this its address?"
+            f"cannot reach {place}: {text.rstrip('.')}; is it running, and is this its address?"
             " (rediss:// for TLS)"
         )
     else:

@@ -216,7 +216,7 @@ def test_status_of_a_variable_is_this_shell_s(
     monkeypatch.setenv("SHOP_CLOSED", "on")
     result = invoke("status", "--store", "env:SHOP_CLOSED", "--check")
     assert result.exit_code == 3
-    assert "environment variable SHOP_CLOSED" in result.stdout
+    assert "environment variable SHOP_CLOSED, of this shell\n" in result.stdout
     assert "workers" not in result.stdout
     assert "roster" not in result.stdout
     assert result.stderr == ""

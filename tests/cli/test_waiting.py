@@ -197,7 +197,7 @@ def test_too_few_workers_are_not_drained(member: Member) -> None:
     """``--workers 2`` waits for another one to join: exit code 13 at the end."""
     result = invoke(*ON_AND_WAIT, "--workers", "2")
     assert result.exit_code == 13
-    assert "not drained after 0.7 s (too_few): 1 of 2 workers have" in result.stderr
+    assert "not drained after 0.7 s (too few): 1 of 2 workers have" in result.stderr
     member.leave()
     result = invoke("on", "--wait", "--workers", "0")
     assert result.exit_code == 0
