@@ -74,7 +74,7 @@ ROUTING = {
 FORGIVEN = [
     # Starlette's test client up to 1.6 and AnyIO from 4.15.
     "ignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning",
-    # Starlette's test client leaves its streams to the collector when a socket is denied.
+    # Starlette's test client leaves the streams of denied sockets to the collector.
     "ignore:Unclosed <MemoryObject:ResourceWarning",
     # Starlette's form parser up to 0.41 and python-multipart from 0.0.13.
     "ignore:Please use `import python_multipart`:PendingDeprecationWarning",

@@ -62,7 +62,7 @@ def on(
 
     With --wait, exit codes say why it was not drained: 10 requests in flight, 11 lost
     workers, 12 another operator, 13 too few workers, 15 the store cannot tell.
-    --timeout, --workers, --close-after and --rollback go with it.
+    --timeout, --workers, --close-after and --rollback need --wait.
     """
     if not wait and (rollback or waiting.given):
         raise ValueError(

@@ -585,8 +585,8 @@ def explained(error: Exception, place: str, prefix: str) -> StoreError:
         )
     elif isinstance(error, redis.ConnectionError | redis.TimeoutError | UnicodeError):
         return TemporaryStoreError(
-            f"cannot reach {place}: {text.rstrip('.')}; is it running, and is this its address?"
-            " (rediss:// for TLS)"
+            f"cannot reach {place}: {text.rstrip('.')}; is it running, and is this its"
+            " address? (rediss:// for TLS)"
         )
     else:
         what = f"refuses: {text}"

@@ -338,13 +338,18 @@ class SQLStore:
         return None if found is None else _Record(found[0], found[1], float(found[2]))
 
     def _make_and_lock(self, connection: Connection, name: str) -> _Record:
-        while True:
-            found = self._lock(connection, name)
-            if found is not None:
-                return found
-            # Another one may be faster.
-            with suppress(exc.IntegrityError), connection.begin_nested():
-                connection.execute(insert(self._tables.switches).values(name=name))
+        found = self._lock(connection, name)
+        while found is None:
+            try:
+                with connection.begin_nested():
+                    connection.execute(insert(self._tables.switches).values(name=name))
+            except exc.IntegrityError:
+                found = self._lock(connection, name)
+                if found is None:
+                    raise  # No other one was faster: the table refuses it.
+            else:
+                found = self._lock(connection, name)
+        return found
 
     def _set(self, connection: Connection, name: str, **values: str) -> None:
         switches = self._tables.switches
