@@ -264,12 +264,12 @@ def test_sqlite_table_that_takes_no_new_switch(tmp_path: Path, opened: Open) -> 
     place = f"sqlite:///{tmp_path}/shop.db"
     switches = "CREATE TABLE fastapi_maintenance_switches"
     shape = "name TEXT PRIMARY KEY, state TEXT, members TEXT, owner TEXT NOT NULL"
-    opened(place).publish("another", published(lambda _: on()))
+    opened(place).publish("another", published(on))
     with create_engine(place).begin() as connection:
         connection.exec_driver_sql("DROP TABLE fastapi_maintenance_switches")
         connection.exec_driver_sql(f"{switches} ({shape})")
     with pytest.raises(StoreError, match="NOT NULL constraint failed"):
-        opened(place).publish(NAME, published(lambda _: on()))
+        opened(place).publish(NAME, published(on))
 
 
 def test_file_that_is_no_database(tmp_path: Path, opened: Open) -> None:
