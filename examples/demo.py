@@ -2,6 +2,7 @@
 
 $ python examples/demo.py            # two workers, the state in a directory
 $ python examples/demo.py --redis    # two groups of two workers, one switch in Redis
+$ python examples/demo.py --sql      # the same, with the switch in a database
 
 It ends with exit code 1 if anything that it shows did not happen.
 """
@@ -123,11 +124,19 @@ class Screen:
 def main() -> int:
     """Run the whole story."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--redis", action="store_true", help="two groups, one switch")
-    redis = parser.parse_args().redis
+    parser.set_defaults(kind="file")
+    for kind, where in (("redis", "Redis"), ("sql", "a database")):
+        parser.add_argument(
+            f"--{kind}",
+            action="store_const",
+            const=kind,
+            dest="kind",
+            help=f"two groups of workers, one switch in {where}",
+        )
+    kind = parser.parse_args().kind
     screen = Screen()
     try:
-        with staged(redis=redis) as stage, Traffic(stage) as traffic:
+        with staged(kind) as stage, Traffic(stage) as traffic:
             tell(screen, stage, traffic)
     except StageError as error:
         screen.check(happened=False, text=str(error))

@@ -188,13 +188,20 @@ class Slow:
 
 
 @contextmanager
-def staged(*, redis: bool) -> Iterator[Stage]:
-    """Start the shop with two workers, or twice on Redis; stop all of it after."""
+def staged(kind: str = "file") -> Iterator[Stage]:
+    """Start the shop with two workers; stop all of it after.
+
+    Args:
+        kind: Where the switch is kept: "file", or "redis" and "sql" for two groups of
+            workers that share nothing else.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = f"file:{folder / 'maintenance'}"
-        if redis:
+        if kind == "redis":
             store = stack.enter_context(redis_server(folder))
+        elif kind == "sql":
+            store = f"sqlite:///{folder / 'maintenance.sqlite'}"
         key = secrets.token_urlsafe(16)
         environment = {
             **os.environ,
@@ -203,7 +210,7 @@ def staged(*, redis: bool) -> Iterator[Stage]:
             "SHOP_DATABASE": str(folder / "shop.sqlite"),
             "SHOP_MIGRATE": str(HERE / "shop" / "migrate.py"),
         }
-        ports = [free_port() for _ in range(2 if redis else 1)]
+        ports = [free_port() for _ in range(1 if kind == "file" else 2)]
         stage = Stage(ports, environment, key, workers=2 * len(ports))
         log = stack.enter_context((folder / "uvicorn.log").open("w+"))
         servers: list[Process] = []

@@ -56,10 +56,13 @@ def test_demo_tells_the_whole_story() -> None:
         assert int(left) == len(named.split("; ")) + sum(map(int, more)), named
 
 
-@pytest.mark.redis
-def test_demo_tells_the_story_of_two_groups() -> None:
-    """Two groups of workers obey one switch in Redis."""
-    done = shown("--redis")
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("redis", marks=pytest.mark.redis), "sql"],
+)
+def test_demo_tells_the_story_of_two_groups(kind: str) -> None:
+    """Two groups of workers obey one switch in Redis, or in a database."""
+    done = shown(f"--{kind}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
     assert "two groups of two workers" in done.stdout

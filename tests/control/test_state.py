@@ -160,6 +160,7 @@ def test_says_when_a_window_has_ended() -> None:
         b'{"enabled": true, "retry_after": -1}',
         b'{"enabled": true, "retry_after": NaN}',
         b'{"enabled": true, "retry_after": "soon"}',
+        b'{"enabled": true, "retry_after": true}',
         b'{"enabled": true, "bypass": "yes"}',
         b'{"enabled": true, "bypass": true, "bypass_token": "correct-horse-battery"}',
         b'{"enabled": true, "bypass_token": "short"}',
