@@ -166,7 +166,7 @@ class Membership(BaseModel):
 
     generation: str
     complete: bool
-    made: FiniteFloat
+    made: FiniteFloat  # NaN would equal no second look at it.
     members: frozenset[str] = frozenset()
 
     def confirmed(self, generation: str, *, complete: bool, now: float) -> Membership:
