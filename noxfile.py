@@ -30,11 +30,9 @@ MAIN = PYTHONS[0]
 PATH = os.environ.get("PATH", os.defpath)
 PACKAGE = "fastapi_maintenance"
 # Tests of this process alone need a core each; most of all tests wait for processes,
-# and more of them than there are cores run side by side. Faults of servers do little
-# else than wait.
+# and more of them than there are cores run side by side.
 ALONE = ["-n", "2", "--dist", "worksteal"]
 SIDE_BY_SIDE = ["-n", "4", "--dist", "worksteal"]
-WAITING = ["-n", "8", "--dist", "worksteal"]
 # The goal was 130 kB. Without any docstring it would be 137.
 WHEEL_LIMIT = 185_000
 # Faults of servers take as long as everything else together.
@@ -156,7 +154,7 @@ def find_browser(session: nox.Session) -> bool:
 def faults(session: nox.Session) -> None:
     """Kill, stop and restart Redis and PostgreSQL, once for each fault."""
     prepare(session, *groups("full"))
-    options = ["--again", *WAITING, junit(session), *session.posargs]
+    options = ["--again", *SIDE_BY_SIDE, junit(session), *session.posargs]
     session.run("pytest", "-m", SERVER_FAULTS, *options)
 
 
