@@ -163,7 +163,7 @@ def pythons(session: nox.Session) -> None:
     """Run on the other Pythons what may differ between them."""
     prepare(session, *groups("full"))
     kinds = "not browser and not chaos and not servers and not packages"
-    options = [*ALONE, junit(session), *session.posargs]
+    options = ["--again", *ALONE, junit(session), *session.posargs]
     session.run("pytest", "-m", kinds, *OTHER_PYTHONS, *options)
 
 
@@ -190,7 +190,7 @@ def matrix(session: nox.Session, fastapi: str, starlette: str) -> None:
     tried = ["tests/guard", "tests/test_inventory.py"]
     if (fastapi, starlette) in ROUTING:
         tried.append("tests/asgi")
-    options = [*ALONE, junit(session), *forgiven, *session.posargs]
+    options = ["--again", *ALONE, junit(session), *forgiven, *session.posargs]
     session.run("pytest", "-m", "not servers", *tried, *options)
 
 

@@ -37,6 +37,12 @@ def anyio_backend() -> str:
 PROGRAMS = ("browser", "chaos", "redis", "servers", "sql")
 """Kinds of tests that start programs, and share a machine with whatever runs there."""
 
+STARTING = (
+    *("test_demo", "test_docs", "test_file", "test_keeper", "test_lifespan"),
+    *("test_portability", "test_run", "test_switch", "test_threads", "test_waiting"),
+)
+"""Files of tests that start programs, or wait for threads, without such a kind."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what nox asks for."""
@@ -58,7 +64,8 @@ def pytest_collection_modifyitems(
 ) -> None:
     """Try some kinds once more; for all, the plugin would cost a minute of waiting."""
     for item in items if config.getoption("--again") else ():
-        if any(item.get_closest_marker(kind) for kind in PROGRAMS):
+        marked = any(item.get_closest_marker(kind) for kind in PROGRAMS)
+        if marked or item.path.stem in STARTING:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
