@@ -136,11 +136,6 @@ class Decision:
             admission.enter_context()
         return None
 
-    @property
-    def has_handlers(self) -> bool:
-        """Whether there are exempt handlers to ask."""
-        return bool(self._handlers)
-
     def error(self, state: MaintenanceState) -> MaintenanceError:
         """Return a new error for a state."""
         wait = seconds_to_wait(

@@ -243,6 +243,20 @@ def _socket(ran: Ran) -> Callable[..., Any]:
     return exempt
 
 
+class Translates:
+    """What takes a language out of a path, and a method out of a header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is meant."""
+        method = dict(scope["headers"]).get(b"x-method", scope["method"].encode())
+        path = scope["path"].replace("/en/", "/", 1)
+        meant = {**scope, "path": path, "method": method.decode()}
+        await self.app(meant, receive, send)
+
+
 class CopiesScope:
     """A middleware that hands on a copy, as many do."""
 

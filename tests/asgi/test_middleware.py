@@ -28,7 +28,7 @@ from fastapi_maintenance import (
     StoreError,
     maintenance_exempt,
 )
-from tests.asgi.support import DENIAL, RELEASE, Ran, closed, opened
+from tests.asgi.support import DENIAL, RELEASE, Ran, Translates, closed, opened
 from tests.calls import call, handshake
 from tests.guard.support import in_flight, publish
 
@@ -302,20 +302,6 @@ async def test_what_a_mount_hides_is_a_closed_box() -> None:
     app.mount("/box", inside)
     assert (await call(app, "/box/open")).status == 503
     assert ran == []
-
-
-class Translates:
-    """What takes a language out of a path, and a method out of a header."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is meant."""
-        method = dict(scope["headers"]).get(b"x-method", scope["method"].encode())
-        path = scope["path"].replace("/en/", "/", 1)
-        meant = {**scope, "path": path, "method": method.decode()}
-        await self.app(meant, receive, send)
 
 
 @pytest.mark.parametrize("way", ["wrap", "middleware"])

@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceModeMiddleware, maintenance_exempt
-from tests.asgi.support import PREFLIGHT, RELEASE, Ran, opened
+from tests.asgi.support import PREFLIGHT, RELEASE, Ran, Translates, opened
 from tests.calls import call
 
 pytestmark = pytest.mark.anyio
@@ -25,20 +25,6 @@ DISGUISED: dict[str, Any] = {
     "method": "OPTIONS",
     "headers": [*PREFLIGHT["headers"], (b"x-method", b"DELETE")],  # type: ignore[misc]  # a list
 }
-
-
-class Translates:
-    """What takes a language out of a path, and a method out of a header."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is meant."""
-        method = dict(scope["headers"]).get(b"x-method", scope["method"].encode())
-        path = scope["path"].replace("/en/", "/", 1)
-        meant = {**scope, "path": path, "method": method.decode()}
-        await self.app(meant, receive, send)
 
 
 class PublicCORS(CORSMiddleware):
