@@ -148,8 +148,7 @@ def measure(kind: str, count: int, rounds: int, folder: Path) -> Iterator[str]:
         Service(folder / "service", url) as service,
     ):
         service.start(count)
-        operator = Operator(service)
-        operator.settle(count)
+        operator = service.settled()
         yield row("drain, idle workers", drains(operator, rounds), drained)
         idle = idle_processor(service, 10)
         yield f"{'idle processor time of a worker, %':38} {idle:8.2f} {'':8} {0.5:8}"

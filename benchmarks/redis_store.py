@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.guard import Counter, application, best_of, empty
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
-from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.changes import EnableOptions, with_new_epoch
 from fastapi_maintenance.fence import WorkerReport
 from fastapi_maintenance.keeper import keeper_of
 from fastapi_maintenance.processes import ProcessIdentity
@@ -42,7 +42,7 @@ def url(server: RedisServer) -> str:
 def publish(store: RedisStore, *, enabled: bool) -> int:
     """Publish a state, and return its epoch."""
     state = MaintenanceState(enabled=enabled)
-    return store.publish(NAME, published(lambda _: state)).epoch
+    return store.publish(NAME, with_new_epoch(lambda _: state)).epoch
 
 
 def work(where: str, pipe: Connection) -> None:

@@ -16,7 +16,7 @@ from fastapi_maintenance import (
     StoreError,
     WorkerReport,
 )
-from fastapi_maintenance.fence import Membership, joined
+from fastapi_maintenance.fence import Membership, with_member
 from fastapi_maintenance.processes import is_gone
 
 TABLE = """CREATE TABLE IF NOT EXISTS maintenance
@@ -86,7 +86,7 @@ class ReportingStore:
         """Keep a report, and list its worker. The first one makes the roster."""
         with self.transaction() as documents:
             before = documents.membership(name)
-            after = joined(before, report, now=time.time())
+            after = with_member(before, report, now=time.time())
             if after != before:
                 documents.put(f"members/{name}", after.model_dump_json())
             key = f"report/{name}/{report.id}"
@@ -95,7 +95,7 @@ class ReportingStore:
         return Receipt(after.generation, after.complete, replaced)
 
     def roster(self, name: str) -> Roster:
-        """Return who has joined. Makes nothing."""
+        """Return who has joined. Does not create a roster."""
         with self.transaction() as documents:
             membership = documents.membership(name)
             reports = documents.below(f"report/{name}/")
@@ -106,7 +106,7 @@ class ReportingStore:
             complete=membership.complete,
             age=time.time() - membership.made,
             members=membership.members,
-            workers=tuple(_listed(value, written) for value, written in reports),
+            workers=tuple(_judge(value, written) for value, written in reports),
         )
 
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
@@ -115,7 +115,9 @@ class ReportingStore:
             before = documents.membership(name)
             if before is None:
                 return ""
-            after = before.confirmed(generation, complete=complete, now=time.time())
+            after = before.with_completeness(
+                generation, complete=complete, now=time.time()
+            )
             documents.put(f"members/{name}", after.model_dump_json())
             return after.generation
 
@@ -141,12 +143,12 @@ class ReportingStore:
             raise StoreError(f"{self.path} cannot be used: {error}") from error
 
 
-def _listed(value: str, written: float) -> WorkerReport:
+def _judge(value: str, written: float) -> WorkerReport:
     report = WorkerReport.model_validate_json(value)
     age = time.time() - written
     if is_gone(report.process, report.pid):
-        return report.listed("dead", age)
-    return report.listed("silent" if age > SILENT_AFTER else "alive", age)
+        return report.with_liveness("dead", age)
+    return report.with_liveness("silent" if age > SILENT_AFTER else "alive", age)
 
 
 guard = MaintenanceGuard(ReportingStore("shop.sqlite"))

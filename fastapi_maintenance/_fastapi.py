@@ -8,8 +8,7 @@ counted, which a drain says.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import AsyncExitStack, contextmanager, suppress
-from types import CodeType
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Final, NamedTuple
 
 import fastapi.routing
@@ -39,9 +38,9 @@ It closes after the response, the background tasks, the dependencies and the exc
 handlers. Absent where a release has no such stack; a request is not counted then.
 """
 
-_INNER: Final = ("fastapi_inner_astack", "fastapi_function_astack")
+_INNER_STACKS: Final = ("fastapi_inner_astack", "fastapi_function_astack")
 _MISSING: Final = object()
-_MANY: Final = 64
+_MAX_MIDDLEWARES: Final = 64
 
 _FRAMEWORK: Final = ("fastapi.routing", "starlette.routing")
 
@@ -180,7 +179,7 @@ def middlewares_of(router: Router) -> list[type]:
     """Return the classes of the middlewares that stand before a router's choice."""
     found: list[type] = []
     layer: Any = getattr(router, "middleware_stack", None)
-    while layer is not None and layer != router.app and len(found) < _MANY:
+    while layer is not None and layer != router.app and len(found) < _MAX_MIDDLEWARES:
         found.append(type(layer))
         layer = getattr(layer, "app", None)
     return found
@@ -288,48 +287,37 @@ def runs_dependencies(effective: Any) -> bool:  # a route or a context
     """Tell whether FastAPI runs the dependencies of a route, as far as can be seen.
 
     FastAPI 0.138 lists those of a frontend and does not run them. A subclass of
-    ``APIRoute`` can replace FastAPI's handler; if it calls what it overrides, that name
-    is in its code.
+    ``APIRoute`` that overrides a method runs them if it calls what it overrides.
     """
     if getattr(effective, "dependant", None) is None:
         return False
     route = getattr(effective, "original_route", effective)
     if not isinstance(route, APIRoute):
         return True
-    subclasses = type(route).__mro__[: type(route).__mro__.index(APIRoute)]
     app = getattr(effective, "app", None)  # Some releases make it for each request.
-    return (app is None or _leads_to_fastapi(app)) and all(
-        _mentions(vars(kind)[name], name)
-        for kind in subclasses
-        for name in ("get_route_handler", "handle")
-        if name in vars(kind)
+    return (
+        _calls_overridden(type(route), "get_route_handler")
+        and _calls_overridden(type(route), "handle")
+        and (app is None or _was_made_by_framework(app))
     )
 
 
-def _leads_to_fastapi(app: Any) -> bool:
-    """Tell whether FastAPI made a route's application, or one that it wraps."""
-    for _ in range(_MANY):
-        inside = [app, *_captured(app)]
-        if any(getattr(part, "__module__", None) in _FRAMEWORK for part in inside):
+def _calls_overridden(kind: type[APIRoute], name: str) -> bool:
+    """Tell whether the code of each override of a method has the method's name."""
+    subclasses = kind.__mro__[: kind.__mro__.index(APIRoute)]
+    overrides = [vars(each)[name] for each in subclasses if name in vars(each)]
+    return all(
+        name in getattr(getattr(override, "__code__", None), "co_names", ())
+        for override in overrides
+    )
+
+
+def _was_made_by_framework(app: object) -> bool:
+    """Tell whether FastAPI made a route's application, or one in its middlewares."""
+    for _ in range(_MAX_MIDDLEWARES):
+        if getattr(app, "__module__", None) in _FRAMEWORK:
             return True
         app = getattr(app, "app", None)
-    return False
-
-
-def _captured(function: object) -> Iterator[object]:
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):  # It is empty.
-            yield cell.cell_contents
-
-
-def _mentions(override: object, name: str) -> bool:
-    codes = [getattr(inspect.unwrap(override), "__code__", None)]  # type: ignore[arg-type]  # of a class
-    while codes:
-        code = codes.pop()
-        if isinstance(code, CodeType):
-            if name in code.co_names:
-                return True
-            codes += code.co_consts
     return False
 
 
@@ -369,9 +357,9 @@ class LazyDependency:
                 )
 
     async def __call__(self, connection: HTTPConnection) -> object:
-        """Solve it for a connection, within ``stacks_kept``."""
+        """Solve it for a connection, within ``preserve_exit_stacks``."""
         async with AsyncExitStack() as stack:
-            connection.scope.update(dict.fromkeys(_INNER, stack))
+            connection.scope.update(dict.fromkeys(_INNER_STACKS, stack))
             solved = await solve_dependencies(
                 request=connection,  # type: ignore[arg-type]  # a Request or WebSocket at run time
                 dependant=self._dependant,
@@ -389,12 +377,12 @@ class InvalidParametersError(ValueError):
 
 
 @contextmanager
-def stacks_kept(scope: Scope) -> Iterator[None]:
+def preserve_exit_stacks(scope: Scope) -> Iterator[None]:
     """Restore the request's own exit stacks when a lazy dependency has been left.
 
     A timeout can leave it while it is still running.
     """
-    saved = {name: scope.get(name, _MISSING) for name in _INNER}
+    saved = {name: scope.get(name, _MISSING) for name in _INNER_STACKS}
     try:
         yield
     finally:

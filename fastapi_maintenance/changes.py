@@ -1,4 +1,4 @@
-"""What an operator asks for, and the state that follows. Pure: no store, no clock."""
+"""What an operator asks for, and the state that follows. Nothing here does I/O."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class SupersededError(Exception):
 
 def _ahead(length: datetime | timedelta) -> datetime | timedelta:
     if isinstance(length, timedelta) and length <= timedelta(0):
-        raise ValueError("the duration must be longer than 0 seconds")
+        raise ValueError("must be longer than 0 seconds")
     return length
 
 
 def _in_whole_seconds(value: object) -> int:
-    if isinstance(value, int | float | timedelta):
-        return whole_seconds(value, "it")
-    raise ValueError(f"it must be seconds or a timedelta, not {value!r}")
+    if isinstance(value, int | float | timedelta) and not isinstance(value, bool):
+        return whole_seconds(value)
+    raise ValueError(f"must be seconds or a timedelta, not {value!r}")
 
 
 def _valid_token(token: str) -> str:
-    digest_of(token)
+    validated_token_digest(token)
     return token
 
 
@@ -92,7 +92,7 @@ class EnableOptions(BaseModel):
     actor: Line | None = None
 
     @classmethod
-    def asked(cls, **values: object) -> Self:
+    def from_arguments(cls, **values: object) -> Self:
         """Return the options that code asks for; an error is one line."""
         try:
             return cls.model_validate(values)
@@ -100,13 +100,17 @@ class EnableOptions(BaseModel):
             raise ValueError(first_problem(error)) from None
 
     def state(
-        self, since: datetime, now: datetime, holders: tuple[str, ...] = ()
+        self,
+        *,
+        now: datetime,
+        since: datetime | None = None,
+        holders: tuple[str, ...] = (),
     ) -> MaintenanceState:
         """Return the state that these options describe.
 
         Args:
-            since: When it began, unless it is planned.
             now: The present moment.
+            since: When it began, unless it is planned; now by default.
             holders: Who keeps it on.
 
         Raises:
@@ -124,7 +128,7 @@ class EnableOptions(BaseModel):
                 until = begin + until
             except OverflowError:
                 raise ValueError(
-                    f"the duration ({until}) ends outside of the calendar"
+                    f"until ({until}) ends outside of the calendar"
                 ) from None
         if until is not None and until <= begin:
             raise ValueError(
@@ -133,7 +137,7 @@ class EnableOptions(BaseModel):
             )
         return MaintenanceState(
             enabled=True,
-            since=None if self.at else since,
+            since=None if self.at else since or now,
             starts_at=self.at,
             until=until,
             auto_off=self.auto_off,
@@ -142,7 +146,9 @@ class EnableOptions(BaseModel):
             read_only=self.read_only,
             actor=self.actor,
             holders=holders,
-            bypass=None if self.bypass_token is None else digest_of(self.bypass_token),
+            bypass=None
+            if self.bypass_token is None
+            else validated_token_digest(self.bypass_token),
         )
 
 
@@ -151,7 +157,7 @@ class Changes:
     """Names for the changes of a state, at one moment.
 
     Each is a function of the stored state, or None where nothing is stored, that
-    returns the state to follow it. ``published`` adds the epoch.
+    returns the state to follow it. ``with_new_epoch`` adds the epoch.
     """
 
     now: datetime
@@ -160,7 +166,7 @@ class Changes:
         self, before: MaintenanceState | None, options: EnableOptions
     ) -> MaintenanceState:
         """Switch on as asked; refused if it could open under the work of another."""
-        on = before if before is not None and before.enabled else None
+        on = self._unless_over(before)
         others = others_holding(on)
         lets_reads_in = on is not None and options.read_only and not on.read_only
         if others and (options.at or options.auto_off or lets_reads_in):
@@ -169,12 +175,14 @@ class Changes:
                 " read_only could let requests in too early; wait until the work is"
                 " done"
             )
-        since = on.since if on is not None and on.starts_at is None else None
+        # A planned window that has begun goes on, and began when it was planned.
+        goes_on = on is not None and on.in_force(self.now)
+        since = on.starts_at or on.since if on is not None and goes_on else None
         holders = on.holders if on is not None else ()
         if holders and OPERATOR not in holders:
             # A person's own ``on`` needs a name only beside the holds of others.
             holders = (*holders, OPERATOR)
-        state = options.state(since or self.now, self.now, holders)
+        state = options.state(now=self.now, since=since, holders=holders)
         if on is not None and state.bypass is None and on.bypass is not None:
             state = state.replace(bypass=on.bypass)
         return _keep_unknown(before, state)
@@ -200,9 +208,9 @@ class Changes:
         self, before: MaintenanceState | None, options: EnableOptions, holder: str
     ) -> MaintenanceState:
         """Switch on, or keep it on, under one more name."""
-        if before is None or not before.enabled:
+        if self._unless_over(before) is None or before is None:
             return self.turn_on(before, options).replace(holders=(holder,))
-        asked = options.state(self.now, self.now)
+        asked = options.state(now=self.now)
         return before.replace(
             holders=(*(before.holders or (OPERATOR,)), holder),
             actor=asked.actor or before.actor,
@@ -221,7 +229,7 @@ class Changes:
     ) -> MaintenanceState:
         """Leave; open with the last holder, unless it stays on."""
         others = tuple(other for other in before.holders if other != holder)
-        actor = holder.partition("#")[0]
+        actor = holder.rpartition("#")[0]
         if stays and OPERATOR not in others:
             # So that a person can open it without force.
             others = (*others, OPERATOR)
@@ -229,7 +237,7 @@ class Changes:
             return before.replace(holders=others, actor=actor, close_after=None)
         return self.turn_off(before, actor=actor, force=True)
 
-    def confirm(
+    def make_drainable(
         self, state: MaintenanceState, close_after: float | None = None
     ) -> MaintenanceState:
         """Return the state in the form that can be drained: in force, by no clock.
@@ -237,7 +245,7 @@ class Changes:
         Raises:
             CannotDrainError: If it is off, has not begun, or opens by itself.
         """
-        if not state.enabled:
+        if self._unless_over(state) is None:
             raise CannotDrainError(
                 "maintenance is off; switch it on first: fastapi-maintenance on --wait"
             )
@@ -257,8 +265,14 @@ class Changes:
             close_after=close_after,
         )
 
+    def _unless_over(self, state: MaintenanceState | None) -> MaintenanceState | None:
+        """Return a state that is on or planned; None if it is off or has ended."""
+        if state is None or state.phase(self.now) in {"off", "ended"}:
+            return None
+        return state
 
-def published(
+
+def with_new_epoch(
     change: Callable[[MaintenanceState | None], MaintenanceState],
     *,
     above: Iterable[int] = (),
@@ -285,7 +299,7 @@ def published(
     return apply
 
 
-def replacing(stored: MaintenanceState | None, change: Change) -> Change:
+def only_if_stored(stored: MaintenanceState | None, change: Change) -> Change:
     """Return a change that raises ``SupersededError`` unless ``stored`` is there."""
 
     def apply(before: MaintenanceState | None) -> MaintenanceState:
@@ -303,14 +317,17 @@ def others_holding(state: MaintenanceState | None) -> list[str]:
     return sorted(set(state.holders) - {OPERATOR})
 
 
-def is_no_looser(after: MaintenanceState, before: MaintenanceState) -> bool:
-    """Tell whether a state lets in nothing that another one refuses."""
+def is_at_least_as_strict(after: MaintenanceState, before: MaintenanceState) -> bool:
+    """Tell whether a state lets in nothing that another one refuses.
+
+    Bypass tokens are left out: what they let in is no work from before a drain.
+    """
     return (
         after.enabled and not after.needs_clock and after.read_only <= before.read_only
     )
 
 
-def digest_of(token: str) -> str:
+def validated_token_digest(token: str) -> str:
     """Return how a bypass token is stored.
 
     Raises:
@@ -329,10 +346,10 @@ def digest_of(token: str) -> str:
             "a bypass token must be visible ASCII without quotes, commas, semicolons"
             " and backslashes; take secrets.token_urlsafe(32)"
         )
-    return hashed(token.encode())
+    return token_digest(token.encode())
 
 
-def hashed(token: bytes) -> str:
+def token_digest(token: bytes) -> str:
     """Return the stored form of any bytes that a client sent as a token."""
     return f"sha256:{hashlib.sha256(token).hexdigest()}"
 

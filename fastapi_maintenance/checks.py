@@ -12,19 +12,26 @@ _TEXT_LIMIT: Final = 2_000
 _SECONDS_LIMIT: Final = 10**9
 
 
-def check_text(text: object, name: str) -> None:
-    """Refuse a text that cannot be one line of a log, a terminal and JSON."""
+def check_text(text: object, name: str = "") -> None:
+    """Refuse a text that cannot be one line of a log, a terminal and JSON.
+
+    Args:
+        text: What is checked.
+        name: What it is called; the validator of a field leaves that to ``state.py``.
+    """
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, not {text!r}")
-    if not text.strip() or len(text) > _TEXT_LIMIT:
+        raise TypeError(f"{name} must be a string, not {text!r}".lstrip())
+    if not text.strip():
+        raise ValueError(f"{name} must not be blank".lstrip())
+    if len(text) > _TEXT_LIMIT:
         raise ValueError(
-            f"{name} must have 1 to {_TEXT_LIMIT} characters, not {len(text)}"
+            f"{name} must have 1 to {_TEXT_LIMIT} characters, not {len(text)}".lstrip()
         )
     for character in text:
         if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
             raise ValueError(
                 f"{name} must be one line of valid text without {character!r}:"
-                f" {text[:80]!r}"
+                f" {text[:80]!r}".lstrip()
             )
 
 
@@ -39,14 +46,15 @@ def check_listener(listener: object, name: str) -> None:
         )
 
 
-def seconds(value: object, name: str) -> float:
+def seconds(value: object, name: str = "") -> float:
     """Return a number of seconds, from 0 to 10**9."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}".lstrip())
     # Not a number compares as false, too.
     if not 0 <= value <= _SECONDS_LIMIT:
+        shown = str(value)[:20]
         raise ValueError(
-            f"{name} must be 0 to {_SECONDS_LIMIT} seconds, not {str(value)[:20]}"
+            f"{name} must be 0 to {_SECONDS_LIMIT} seconds, not {shown}".lstrip()
         )
     return float(value)
 
@@ -62,10 +70,10 @@ def fraction(value: float, name: str) -> float:
 
 def seconds_or_none(value: float | None) -> float | None:
     """Return a number of seconds, or None."""
-    return None if value is None else seconds(value, "the number")
+    return None if value is None else seconds(value)
 
 
-def whole_seconds(value: float | timedelta, name: str) -> int:
+def whole_seconds(value: float | timedelta, name: str = "") -> int:
     """Return a duration as whole seconds, rounded up."""
     if isinstance(value, timedelta):
         value = value.total_seconds()

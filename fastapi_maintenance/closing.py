@@ -42,28 +42,33 @@ class Closing:
 
     async def wait(self) -> None:
         """Wait until the calling work is to end; forever if it never is."""
-        event = anyio.Event()
-        spawn = _spawner()
         admission = self._own()
-
-        async def wake() -> None:  # Events are not for threads.
-            event.set()
-
-        def ask() -> None:
-            spawn(wake)
-
-        with contextlib.ExitStack() as stack:
-            if admission is not None:
-                stack.callback(admission.on_close(ask))
-            await event.wait()
+        if admission is None:
+            await anyio.sleep_forever()
+        else:
+            await _wait_for_close(admission)
 
     def _own(self) -> Admission | None:
         return self._worker.own_admission()
 
 
+async def _wait_for_close(admission: Admission) -> None:
+    event = anyio.Event()
+    start = _task_starter()
+
+    async def wake() -> None:  # anyio.Event is not thread-safe.
+        event.set()
+
+    stop_listening = admission.on_close(lambda: start(wake))
+    try:
+        await event.wait()
+    finally:
+        stop_listening()
+
+
 def close_websocket(admission: Admission, websocket: WebSocket) -> None:
     """Close a counted WebSocket with 1012 when it is asked to end."""
-    spawn = _spawner()
+    start = _task_starter()
 
     async def close() -> None:
         try:
@@ -71,36 +76,36 @@ def close_websocket(admission: Admission, websocket: WebSocket) -> None:
         except (RuntimeError, OSError, WebSocketDisconnect) as error:
             logger.debug("a WebSocket had ended before it was closed: %s", error)
 
-    admission.on_close(lambda: spawn(close))
+    admission.on_close(lambda: start(close))
 
 
-def _spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
+def _task_starter() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
     """Return a function that starts a task in this event loop, from any thread."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return _trio_spawner()
+        return _trio_task_starter()
     tasks: set[asyncio.Task[None]] = set()  # The loop holds no references to tasks.
 
-    def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        def start() -> None:
-            task = loop.create_task(work())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+    def create_task(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = loop.create_task(work())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
+    def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed.
-            loop.call_soon_threadsafe(start)
+            loop.call_soon_threadsafe(create_task, work)
 
-    return spawn
+    return start
 
 
-def _trio_spawner() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
+def _trio_task_starter() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
     import trio  # noqa: PLC0415  # its loop is running, so it is installed
 
     token = trio.lowlevel.current_trio_token()
 
-    def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with contextlib.suppress(trio.RunFinishedError):
             token.run_sync_soon(trio.lowlevel.spawn_system_task, work)
 
-    return spawn
+    return start

@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from ._fastapi import Scope, effective_route, effective_template
-from .changes import hashed
+from .changes import token_digest
 from .closing import close_websocket
 from .exemptions import has_mark, is_documentation, is_marked
 from .handlers import HandlerChain
@@ -33,13 +33,13 @@ _guard_numbers: Final = count(1)
 
 
 class Coverage(NamedTuple):
-    """What is true of a route in every state.
+    """What the guard knows about a route, whatever the state.
 
     Attributes:
         exempt: Whether it is open under maintenance, by its marker or as documentation,
             and never counted.
         label: How it is shown in a drain.
-        pinned: The route and its like, alive while their ids are the key of a cache.
+        pinned: Keeps the objects alive whose ids are the key in the cache.
     """
 
     exempt: bool
@@ -89,12 +89,12 @@ class Decision:
     ) -> Coroutine[Any, Any, None] | None:
         """Let a matched request run, counted on a stack, or refuse it.
 
-        Every request would pay for a coroutine, so this is none.
+        Not a coroutine function: each request would pay for one.
 
         Args:
             connection: The request, for exempt handlers.
             stack: Ends the count when it closes; None where this FastAPI has none.
-            coverage: What is true of the route, if that is known.
+            coverage: What is known about the route; None if it was not looked up.
 
         Returns:
             None if all is decided, else what is left to await.
@@ -113,12 +113,12 @@ class Decision:
         if (
             state.enabled
             and worker.joined
-            and not self._handlers
+            and not self._handlers.has_handlers
             and self.switch.in_force(state)
-            and not _lets_in(state, scope)
+            and not _state_allows(state, scope)
         ):
             # No work will run, so nothing has to be counted.
-            self.refuse(scope, state)
+            self.warn_and_refuse(scope, state)
         admission = worker.admit(coverage.label)
         if admission is None:
             return self._join_first(connection, stack, coverage)
@@ -136,34 +136,35 @@ class Decision:
             admission.enter_context()
         return None
 
-    def error(self, state: MaintenanceState) -> MaintenanceError:
+    def error_for(self, state: MaintenanceState) -> MaintenanceError:
         """Return a new error for a state."""
+        now = self.switch.clock()
         wait = seconds_to_wait(
             state,
-            self.switch.clock(),
+            now,
             self._retry_after,
             self._spread * self.random() if self._spread else 0.0,
         )
         return MaintenanceError(
-            state.message or self._detail, retry_after=wait, state=state
+            state.message or self._detail, retry_after=wait, state=state, now=now
         )
 
-    def refuse(self, scope: Scope, state: MaintenanceState) -> NoReturn:
+    def warn_and_refuse(self, scope: Scope, state: MaintenanceState) -> NoReturn:
         """Refuse a connection; warn once if it is a health check."""
         if not self._warned_of_probe:
             prober = prober_of(scope)
             if prober is not None:
                 self._warned_of_probe = True
                 logger.warning(
-                    "a health check (%r) is refused at %r, and may have this service"
-                    " restarted or taken out: mark its endpoint @maintenance_exempt",
+                    "%r is refused at %r, and may report this service as down, restart"
+                    " it or take it out: mark that endpoint @maintenance_exempt",
                     prober,
                     scope["path"],
                 )
-        refuse(scope, self.error(state))
+        refuse(scope, self.error_for(state))
 
     def coverage(self, scope: Scope) -> Coverage:
-        """Return what is true of the matched route, from a bounded cache."""
+        """Return what is known about the matched route, from a bounded cache."""
         # From FastAPI 0.137 on, an included route is shared, and only its context
         # differs. What is documentation depends on the application.
         fastapi_scope = scope.get("fastapi")
@@ -189,7 +190,7 @@ class Decision:
                 self._coverage[key] = known
         return known
 
-    async def join(self) -> bool:
+    async def ensure_joined(self) -> bool:
         """Join at a first request, and log once if that fails."""
         late = not self.switch.worker.joined and not is_in_process(self.switch.store)
         try:
@@ -209,9 +210,9 @@ class Decision:
             )
         return True
 
-    def unknown(self) -> MaintenanceError:
+    def not_joined_error(self) -> MaintenanceError:
         """Return the error of a worker that has not joined, and so admits nothing."""
-        return self.error(MaintenanceState(enabled=True))
+        return self.error_for(MaintenanceState(enabled=True))
 
     async def _join_first(
         self,
@@ -219,8 +220,8 @@ class Decision:
         stack: AsyncExitStack | ExitStack | None,
         coverage: Coverage,
     ) -> None:
-        if not await self.join():
-            refuse(connection.scope, self.unknown())
+        if not await self.ensure_joined():
+            refuse(connection.scope, self.not_joined_error())
         pending = self.admit_or_refuse(connection, stack, coverage)
         if pending is not None:
             await pending
@@ -229,19 +230,19 @@ class Decision:
         """Refuse an admitted request while maintenance is on, unless it is let in."""
         while self.switch.in_force(admission.state):
             state = admission.state
-            if _lets_in(state, connection.scope):
+            if _state_allows(state, connection.scope):
                 break
             try:
                 exempt = await self._handlers.exempts(connection)
             except BaseException:
                 admission.release()
                 raise
-            if self._handlers and self.switch.worker.readmit(admission):
+            if self._handlers.has_handlers and self.switch.worker.readmit(admission):
                 continue  # The state has changed while the handlers ran.
             if exempt:
                 break
             admission.release()
-            self.refuse(connection.scope, state)
+            self.warn_and_refuse(connection.scope, state)
         if not admission.ended:
             admission.enter_context()
 
@@ -259,11 +260,11 @@ class AdmittedWork:
         switch = self._decision.switch
         admission = None
         while admission is None:
-            switch.join_now()
+            switch.join_blocking()
             admission = switch.worker.admit("work")
         if switch.in_force(admission.state):
             admission.release()
-            raise self._decision.error(admission.state)
+            raise self._decision.error_for(admission.state)
         self._admission = admission.enter_context()
 
     def __exit__(
@@ -290,7 +291,7 @@ class AdmittedWork:
         self.__exit__(kind, error, traceback)
 
 
-def _lets_in(state: MaintenanceState, scope: Scope) -> bool:
+def _state_allows(state: MaintenanceState, scope: Scope) -> bool:
     """Tell whether the state itself makes an exception for a request."""
     if state.read_only and scope["type"] == "http" and scope["method"] in SAFE_METHODS:
         return True
@@ -299,7 +300,7 @@ def _lets_in(state: MaintenanceState, scope: Scope) -> bool:
 
 def _has_bypass(scope: Scope, expected: str) -> bool:
     return any(
-        given and hmac.compare_digest(hashed(given).encode(), expected.encode())
+        given and hmac.compare_digest(token_digest(given).encode(), expected.encode())
         for given in _given_tokens(scope)
     )
 

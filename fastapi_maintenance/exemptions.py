@@ -3,6 +3,7 @@
 import hmac
 import inspect
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from types import MethodType
@@ -26,9 +27,12 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 _MARK: Final = "__maintenance_exempt__"
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
+# RFC 9110 section 5.6.2: letters, digits and these.
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
-class _DoneAtOnce:
-    """What the marker returns as a dependency: awaits to None, without a thread."""
+
+class _CompletedAwaitable:
+    """What the marker returns as a dependency; awaiting it gives None at once."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -62,9 +66,9 @@ class MaintenanceExempt:
             TypeError: If it is put on something that cannot be marked.
         """
         if endpoint is None:
-            return _DoneAtOnce()
-        # Routes and routers are callable too, but included ones are never called, so
-        # that nothing would see a marker on them.
+            return _CompletedAwaitable()
+        # Routes and routers are callable too. Included ones are never called, so a
+        # marker on them would not be seen.
         if not callable(endpoint) or isinstance(endpoint, BaseRoute | APIRouter):
             raise TypeError(
                 "@maintenance_exempt marks endpoints and applications, not"
@@ -111,8 +115,8 @@ Examples:
 def has_mark(endpoint: object) -> bool:
     """Tell whether an endpoint or application itself carries the marker.
 
-    Its own ``__dict__`` counts. So a class does not mark its instances, and an object
-    that has every attribute is not taken for a marked one.
+    Only its own ``__dict__`` counts. A marked class does not mark its instances, and an
+    object that answers to every attribute name is not taken for a marked one.
     """
     own = endpoint.__func__ if isinstance(endpoint, MethodType) else endpoint
     return getattr(own, "__dict__", {}).get(_MARK) is maintenance_exempt
@@ -143,8 +147,8 @@ def is_documentation(scope: Scope, effective: object | None) -> bool:
 def looks_like_documentation(app: object, effective: object | None) -> bool:
     """Tell whether a route of an application looks like its documentation.
 
-    That is the recipe of FastAPI's documentation and nothing wider: a GET route that
-    the schema does not list, with one of the documentation paths as its template.
+    That is what FastAPI's own documentation describes, and nothing more: a GET route
+    that the schema does not list, with one of the documentation paths as its template.
     """
     methods = getattr(effective, "methods", None)
     return (
@@ -156,7 +160,7 @@ def looks_like_documentation(app: object, effective: object | None) -> bool:
 
 
 class ReadyMade:
-    """A handler that answers at once, by the scope alone: asked first, in no thread."""
+    """A handler that needs only the scope; it is asked first, and without a thread."""
 
     def __init__(self, name: str, matches: Callable[[HTTPConnection], bool]) -> None:
         self.__qualname__ = name
@@ -175,14 +179,11 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
         secret: Its value. Compared as bytes, in constant time.
 
     Raises:
-        ValueError: If the name is no header name or the secret is empty or cannot be
-            sent: an unset secret would exempt everyone who sends nothing.
+        ValueError: If the name is not a header name, or the secret is empty or cannot
+            be sent. An unset secret would exempt everyone who sends nothing.
     """
-    token = "!#$%&'*+-.^_`|~"  # noqa: S105  # RFC 9110 section 5.6.2, no password
     given: object = name
-    if not isinstance(given, str) or not (
-        given and given.isascii() and all(c.isalnum() or c in token for c in given)
-    ):
+    if not isinstance(given, str) or not _HEADER_NAME.fullmatch(given):
         raise ValueError(f"not a header name: {name!r}")
     if not isinstance(secret, str | None):
         raise TypeError(f"the secret for {name} must be a string")
@@ -198,15 +199,13 @@ def with_header(name: str, secret: str) -> Callable[[HTTPConnection], bool]:
     try:
         expected = secret.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the secret for {name} is no valid text") from None
+        raise ValueError(f"the secret for {name} is not valid text") from None
     key = name.lower().encode("ascii")
 
     def has_secret(connection: HTTPConnection) -> bool:
-        given = [
-            value for header, value in connection.scope["headers"] if header == key
-        ]
-        # Of two such headers, one may have been added by the client.
-        return len(given) == 1 and hmac.compare_digest(given[0], expected)
+        sent = [value for header, value in connection.scope["headers"] if header == key]
+        # If there are two, a proxy may have set one and the client the other.
+        return len(sent) == 1 and hmac.compare_digest(sent[0], expected)
 
     return ReadyMade("with_header", has_secret)
 
@@ -251,7 +250,7 @@ def _network(text: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         network = ipaddress.ip_network(text, strict=True)
     except ValueError as error:
         raise ValueError(f"not a network: {text!r} ({error})") from None
-    # Clients are compared as IPv4 where they are, so a mapped network must be, too.
+    # IPv4 clients are compared as IPv4, so a mapped network must be IPv4 too.
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
         start = network.network_address.ipv4_mapped
         return ipaddress.ip_network((start or 0, network.prefixlen - 96))

@@ -8,7 +8,7 @@ nothing old runs no request that an older epoch admitted, and will not start one
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
@@ -104,7 +104,7 @@ class WorkerReport(BaseModel):
         """The worker for people, as ``host/pid``."""
         return f"{self.host}/{self.pid}"
 
-    def listed(self, liveness: Liveness, age: float) -> WorkerReport:
+    def with_liveness(self, liveness: Liveness, age: float) -> WorkerReport:
         """Return this report with what the store knows of the worker."""
         return self.model_copy(update={"liveness": liveness, "age": max(0.0, age)})
 
@@ -147,7 +147,7 @@ class Roster:
     uncounted: bool = False
 
     @property
-    def living(self) -> tuple[WorkerReport, ...]:
+    def not_dead(self) -> tuple[WorkerReport, ...]:
         """The workers that are not proven dead."""
         return tuple(worker for worker in self.workers if worker.liveness != "dead")
 
@@ -169,7 +169,9 @@ class Membership(BaseModel):
     made: FiniteFloat  # NaN would equal no second look at it.
     members: frozenset[str] = frozenset()
 
-    def confirmed(self, generation: str, *, complete: bool, now: float) -> Membership:
+    def with_completeness(
+        self, generation: str, *, complete: bool, now: float
+    ) -> Membership:
         """Mark a generation as complete, or replace it by one that is not."""
         if generation != self.generation:
             return self
@@ -183,7 +185,7 @@ class Membership(BaseModel):
         return self.model_copy(update={"members": self.members - {worker}})
 
 
-def joined(
+def with_member(
     membership: Membership | None, report: WorkerReport, now: float
 ) -> Membership:
     """Return the membership with a worker in it, made if there is none.
@@ -310,7 +312,7 @@ class Fence:
 
     Attributes:
         state: The publication that is fenced.
-        before: The roster from before it was published.
+        roster_before: The roster from before it was published.
         workers: How many workers must have joined; None trusts the roster.
         in_process: Whether the store is this process's memory, where no worker means
             that nothing runs.
@@ -318,11 +320,11 @@ class Fence:
     """
 
     state: MaintenanceState
-    before: Roster
+    roster_before: Roster
     workers: int | None = None
     in_process: bool = False
     settling: float = SETTLING
-    _known: set[str] = field(init=False, default_factory=set)
+    _expected: set[str] = field(init=False, default_factory=set)
     _generation: str = field(init=False, default="")
     _saw_complete: bool = field(init=False, default=False)
     _answered: dict[str, tuple[WorkerReport, float]] = field(
@@ -333,19 +335,17 @@ class Fence:
 
     def __post_init__(self) -> None:
         # A worker that joins after a look reads the publication; one that joined after
-        # ``before`` was read may not have. So the first look decides.
-        self._generation = self.before.generation
-        self._known = set(self.before.members)
+        # ``roster_before`` was read may not have. So the first look decides.
+        self._generation = self.roster_before.generation
+        self._expected = set(self.roster_before.members)
 
-    def judge(
-        self, roster: Roster, clock: float, own: Mapping[str, int] | None = None
-    ) -> Verdict:
+    def judge(self, roster: Roster, clock: float, own: str | None = None) -> Verdict:
         """Return what the drain would answer if it ended with this look.
 
         Args:
             roster: What the store shows now.
             clock: The coordinator's own monotonic clock, in seconds.
-            own: Per worker, the requests that wait for this very drain.
+            own: The worker on which a request waits for this very drain.
         """
         passed = clock - self._looked
         if passed > SILENT_AFTER:
@@ -353,15 +353,16 @@ class Fence:
             self.pause()
         self._looked = clock
         self._remember(roster)
-        workers = [_without_own(worker, own or {}) for worker in roster.living]
+        workers = [
+            _without_one(worker) if worker.id == own else worker
+            for worker in roster.not_dead
+        ]
         silent = self._silence(workers, clock, passed)
         pending = [w for w in workers if blocks_drain(w, self.state)]
         missing = self._missing(roster, clock)
         waiting = [w for w in pending if silent[w.id] < LOST_AFTER]
         if waiting:
-            running = [w for w in waiting if count_before(w, self.state)]
-            why = _names("still running on", running, self.state)
-            return Verdict("busy", why or _names("no answer yet from", waiting))
+            return Verdict("busy", _what_runs(waiting, self.state))
         lost = [w for w in pending if silent[w.id] >= LOST_AFTER]
         if lost:
             return Verdict("lost", _lost(lost, silent), final=True)
@@ -379,7 +380,7 @@ class Fence:
         self._answered.clear()
 
     def _judge_number(self, roster: Roster) -> Verdict:
-        if self.in_process and len(roster.living) >= (self.workers or 0):
+        if self.in_process and len(roster.not_dead) >= (self.workers or 0):
             return Verdict("drained")
         return judge_number(roster, self.workers, self.settling)
 
@@ -398,26 +399,25 @@ class Fence:
         )
 
     def _remember(self, roster: Roster) -> None:
-        dead = {worker.id for worker in roster.workers if worker.liveness == "dead"}
-        intact = roster.generation == self._generation and roster.complete
-        if not self._saw_complete and self._is_settled(roster):
-            # Complete for the first time: from here on, no worker is forgotten.
-            self._saw_complete, intact = True, True
-            self._generation = roster.generation
+        """Note which workers must be heard of before this is drained."""
+        is_first_complete = not self._saw_complete and self._is_settled(roster)
+        stands = roster.generation == self._generation and roster.complete
         if not roster.generation and not self.in_process:
-            known = self._known  # No roster is no answer: the last one still counts.
-        elif intact or not self._saw_complete:
-            # While the roster stands, a worker leaves the list only by leaving in order
-            # or by a proof of death.
+            pass  # No roster is no answer: the last one still counts.
+        elif stands or is_first_complete or not self._saw_complete:
+            # While a roster stands, a worker leaves it only by leaving in order or by a
+            # proof of death. Before one was complete, there is nothing to compare with.
             self._generation = roster.generation
-            known = set(roster.members)
+            self._expected = set(roster.members)
         else:
-            known = self._known | roster.members
-        self._known = known - dead
+            # It was made again after a loss: from the complete one, none is forgotten.
+            self._expected |= roster.members
+        self._saw_complete = self._saw_complete or is_first_complete
+        self._expected -= {w.id for w in roster.workers if w.liveness == "dead"}
 
     def _missing(self, roster: Roster, clock: float) -> set[str]:
         listed = {worker.id for worker in roster.workers}
-        missing = self._known - listed
+        missing = self._expected - listed
         for worker in missing:
             self._answered.setdefault(worker, (_NOBODY, clock))
         return missing
@@ -445,7 +445,7 @@ def judge_number(
     roster: Roster, workers: int | None, settling: float = SETTLING
 ) -> Verdict:
     """Tell whether the workers that have joined are known to be all."""
-    living = len(roster.living)
+    living = len(roster.not_dead)
     if workers == living:
         return Verdict("drained")
     if workers is None and not living:
@@ -473,11 +473,11 @@ def foresee(roster: Roster, workers: int | None) -> Verdict | None:
 
     A command asks this before it changes anything.
     """
-    silent = {w.id: w.age for w in roster.living if w.age >= LOST_AFTER}
+    silent = {w.id: w.age for w in roster.not_dead if w.age >= LOST_AFTER}
     if silent:
-        lost = [worker for worker in roster.living if worker.id in silent]
+        lost = [worker for worker in roster.not_dead if worker.id in silent]
         return Verdict("lost", _lost(lost, silent), final=True)
-    if roster.uncounted or any(worker.uncounted for worker in roster.living):
+    if roster.uncounted or any(worker.uncounted for worker in roster.not_dead):
         return Verdict("unknown", _UNCOUNTED, final=True)
     verdict = judge_number(roster, workers)
     return verdict if verdict.final else None
@@ -491,16 +491,16 @@ def _is_newer(worker: WorkerReport, known: WorkerReport, passed: float) -> bool:
     # A worker repeats its report at its heartbeat: the age is less than time alone
     # makes it. Half of a heartbeat is left for a store that answers unevenly.
     repeated = worker.age < known.age + passed - HEARTBEAT / 2
-    return repeated or worker.listed("alive", 0) != known.listed("alive", 0)
+    return repeated or worker.with_liveness("alive", 0) != known.with_liveness(
+        "alive", 0
+    )
 
 
-def _without_own(worker: WorkerReport, own: Mapping[str, int]) -> WorkerReport:
-    aside = own.get(worker.id, 0)
-    if not aside:
-        return worker
-    old = max(0, worker.old - aside)
-    current = max(0, worker.current - (aside - (worker.old - old)))
-    return worker.model_copy(update={"current": current, "old": old})
+def _without_one(worker: WorkerReport) -> WorkerReport:
+    """Return a report without one request, which is an older one if it has any."""
+    kind = "old" if worker.old else "current"
+    left = max(0, (worker.old or worker.current) - 1)
+    return worker.model_copy(update={kind: left})
 
 
 def distinct_hosts(workers: Iterable[WorkerReport]) -> int:
@@ -524,40 +524,66 @@ def shown_span(seconds: float) -> str:
     return f"{whole} s"
 
 
-def worker_status(worker: WorkerReport, state: MaintenanceState, now: datetime) -> str:
-    """Return what a worker is doing under a state, in a few words."""
+StatusKind = Literal[
+    "serving", "waiting", "draining", "drained", "refusing", "silent", "uncounted"
+]
+
+
+class WorkerStatus(NamedTuple):
+    """What a worker is doing under a state.
+
+    Attributes:
+        kind: For colours and programs; ``waiting`` is for its acknowledgement.
+        text: For people, in a few words.
+    """
+
+    kind: StatusKind
+    text: str
+
+
+def worker_status(
+    worker: WorkerReport, state: MaintenanceState, now: datetime
+) -> WorkerStatus:
+    """Return what a worker is doing under a state."""
+    status = _last_known_status(worker, state, now)
+    if worker.liveness != "silent":
+        return status
+    silent = f"no answer for {shown_span(worker.age)}"
+    if status.kind == "drained":
+        # Nothing that it does later can change that.
+        return WorkerStatus("drained", f"drained, {silent}")
+    return WorkerStatus("silent", silent)
+
+
+def _last_known_status(
+    worker: WorkerReport, state: MaintenanceState, now: datetime
+) -> WorkerStatus:
     in_force, left = state.in_force(now), count_before(worker, state)
     if worker.uncounted:
-        text = "cannot be counted"
-    elif in_force and left and not state.needs_clock:
-        text = f"draining ({left} left)"
-    elif not has_acknowledged(worker, state):
-        text = "not acknowledged"
-    elif not in_force:
-        text = "serving"
-    else:
+        return WorkerStatus("uncounted", "cannot be counted")
+    if in_force and left and not state.needs_clock:
+        return WorkerStatus("draining", f"draining ({left} left)")
+    if not has_acknowledged(worker, state):
+        return WorkerStatus("waiting", "not acknowledged")
+    if not in_force:
+        return WorkerStatus("serving", "serving")
+    if state.needs_clock:
         # Requests from before a planned start were admitted under the same epoch.
-        text = "refusing" if state.needs_clock else "drained"
-    if worker.liveness != "silent":
-        return text
-    silent = f"no answer for {shown_span(worker.age)}"
-    return f"drained, {silent}" if text == "drained" else silent
+        return WorkerStatus("refusing", "refusing")
+    return WorkerStatus("drained", "drained")
 
 
-def _names(
-    what: str,
-    workers: Collection[WorkerReport],
-    state: MaintenanceState | None = None,
-) -> str:
-    if not workers:
-        return ""
-    names = [
-        worker.name if state is None else _running_on(worker, state)
-        for worker in workers
-    ]
+def _what_runs(workers: Collection[WorkerReport], state: MaintenanceState) -> str:
+    running = [_running_on(w, state) for w in workers if count_before(w, state)]
+    if running:
+        return f"still running on {_listing(running)}"
+    return f"no answer yet from {_listing([worker.name for worker in workers])}"
+
+
+def _listing(names: Sequence[str]) -> str:
     more = len(names) - _NAMES_SHOWN
     others = f" and {more} more" if more > 0 else ""
-    return f"{what} {'; '.join(names[:_NAMES_SHOWN])}{others}"
+    return f"{'; '.join(names[:_NAMES_SHOWN])}{others}"
 
 
 def _running_on(worker: WorkerReport, state: MaintenanceState) -> str:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import time
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Final, TypeVar
+
+LEFT_BEHIND_AFTER: Final = 3600.0
+"""Seconds after which a temporary file is taken for a killed writer's."""
+
+_TEMPORARY: Final = re.compile(r"\..+\.json\.[0-9a-f]{12}")
 
 T = TypeVar("T")
 
 
 def _flags(*names: str) -> int:
     """Return flags of ``os.open``, without those that this system lacks."""
-    return sum(getattr(os, name, 0) for name in names)
+    return reduce(or_, (getattr(os, name, 0) for name in names), 0)
 
 
 NO_LINK: Final = _flags("O_NOFOLLOW")
@@ -36,7 +44,7 @@ class UntrustedFileError(OSError):
     """The path holds something that cannot be a file of ours."""
 
 
-def read_small(path: Path, limit: int, flags: int = 0) -> bytes | None:
+def read_small(path: str | Path, limit: int, flags: int = 0) -> bytes | None:
     """Read a small regular file whole; None when there is none.
 
     Links are followed by default: a mounted ConfigMap is made of them.
@@ -47,9 +55,9 @@ def read_small(path: Path, limit: int, flags: int = 0) -> bytes | None:
         OSError: If it cannot be read.
     """
     try:
-        descriptor = retried(lambda: os.open(path, READING | flags))
+        descriptor = retry_on_windows(lambda: os.open(path, READING | flags))
     except FileNotFoundError:
-        if path.is_symlink():
+        if os.path.islink(path):  # noqa: PTH114  # a text costs less
             raise UntrustedFileError(f"{path} is a link to nothing") from None
         return None
     except NotADirectoryError:
@@ -62,7 +70,9 @@ def read_small(path: Path, limit: int, flags: int = 0) -> bytes | None:
             raise UntrustedFileError(
                 f"{path} is writable by everyone; `chmod o-w` it first"
             )
-        content = os.read(descriptor, limit + 1)
+        content = b""
+        while chunk := os.read(descriptor, limit + 1 - len(content)):
+            content += chunk
         if len(content) > limit:
             raise UntrustedFileError(f"{path} is larger than {limit} bytes")
         return content
@@ -91,7 +101,7 @@ def replace(path: Path, content: bytes, mode: int, *, durable: bool = False) -> 
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         write_new(temporary, content, mode, durable=durable)
-        retried(lambda: os.replace(temporary, path))  # noqa: PTH105  # what the promise rests on
+        retry_on_windows(lambda: os.replace(temporary, path))  # noqa: PTH105  # what the promise rests on
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -103,6 +113,16 @@ def replace(path: Path, content: bytes, mode: int, *, durable: bool = False) -> 
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Remove temporary files of ``replace`` whose writer was killed long ago."""
+    with contextlib.suppress(OSError):  # The next call does it.
+        for path in folder.iterdir():
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            if time.time() - path.lstat().st_mtime > LEFT_BEHIND_AFTER:
+                path.unlink()
 
 
 def write_new(path: Path, content: bytes, mode: int, *, durable: bool = False) -> None:
@@ -124,7 +144,7 @@ def write_new(path: Path, content: bytes, mode: int, *, durable: bool = False) -
         os.close(descriptor)
 
 
-def retried(work: Callable[[], T]) -> T:
+def retry_on_windows(work: Callable[[], T]) -> T:
     """Try again for a second, as Windows refuses what another process has open."""
     for _ in range(50):
         try:
@@ -174,12 +194,12 @@ def make_directory(path: Path, mode: int) -> bool:
 
 def is_directory(path: Path) -> bool:
     """Tell whether it is a directory, and no link of another user seen by root."""
-    if path.is_symlink() and foreign_owner(path) is not None:
+    if path.is_symlink() and other_owner(path) is not None:
         return False
     return path.is_dir()
 
 
-def foreign_owner(*paths: Path) -> str | None:
+def other_owner(*paths: Path) -> str | None:
     """Return the other user to whom a directory, its parent or a link to it belongs.
 
     A command that root runs stays out of it: the owner of a directory can put links

@@ -1,11 +1,7 @@
 """The guard: the dependency, and a façade over the switch and the decision."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +18,7 @@ from .fence import DrainReport
 from .handlers import ExemptHandlers, HandlerChain
 from .refusal import DEFAULT_DETAIL, openapi_responses
 from .state import MaintenanceState
-from .stores import Store, StoreError, as_store, location
+from .stores import Store, as_store, location
 from .switch import DrainOptions, Switch
 
 
@@ -44,7 +40,8 @@ class MaintenanceGuard:
         retry_after: Seconds for ``Retry-After`` when the state names no end that is
             ahead.
         retry_spread: Lengthens each ``Retry-After`` by a random part of this fraction,
-            from 0 to 1, so that clients do not all return in the same second.
+            from 0 to 1, so that clients do not all return in the same second. In whole
+            seconds: a wait of less than ``1 / retry_spread`` seconds stays as it is.
         handler_timeout: Seconds after which a handler has not said ``True``.
         on_change: Called with the new state, once per change and worker, in order, in
             a thread of its own.
@@ -77,8 +74,6 @@ class MaintenanceGuard:
         handler_timeout: float = 2.0,
         on_change: Callable[[MaintenanceState], object] | None = None,
     ) -> None:
-        if not isinstance(detail, str):
-            raise TypeError(f"detail must be a string, not {detail!r}")
         check_text(detail, "detail")
         self._detail = detail
         self._switch = Switch(as_store(store), name)
@@ -169,12 +164,7 @@ class MaintenanceGuard:
         from .inventory import warn_of_uncovered  # noqa: PLC0415  # needed once, here
 
         warn_of_uncovered(app)
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self._switch.attached())
-            except StoreError as error:
-                # Without the chain, which servers print above the line that matters.
-                raise StoreError(str(error)) from None
+        async with self._switch.attached():
             yield
 
     async def enable(
@@ -216,7 +206,7 @@ class MaintenanceGuard:
             ValueError: If a time is naive or has passed, or a text is not one line.
             StoreError: If the store cannot be set; nothing has changed then.
         """
-        options = EnableOptions.asked(
+        options = EnableOptions.from_arguments(
             message=message,
             at=at,
             until=until,

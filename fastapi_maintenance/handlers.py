@@ -9,14 +9,14 @@ from typing import Final, NoReturn, Protocol
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 from fastapi.params import Depends
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 
-from ._fastapi import InvalidParametersError, LazyDependency, stacks_kept
+from ._fastapi import InvalidParametersError, LazyDependency, preserve_exit_stacks
 from .checks import seconds
 from .exemptions import ReadyMade
+from .limiters import limiter
 from .log import logger
 from .worker import not_working_for_a_request
 
@@ -31,17 +31,10 @@ ExemptHandlers = ExemptHandler | Depends | Sequence[ExemptHandler | Depends] | N
 THREADS: Final = 16
 """How many sync handlers run at once; endpoints have a pool of their own."""
 
-_limiter: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance handlers")
 
-
-def own_limiter() -> anyio.CapacityLimiter:
-    """Return the event loop's limiter of threads that endpoints do not use."""
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(THREADS)
-        _limiter.set(limiter)
-        return limiter
+def handler_limiter() -> anyio.CapacityLimiter:
+    """Return the limiter of the threads in which sync handlers run."""
+    return limiter("handlers", THREADS)
 
 
 NO_BODY: Final = "fastapi_maintenance.no_body"
@@ -53,15 +46,15 @@ class NoBody:
     It is in the scope as ``NO_BODY``.
 
     Attributes:
-        asked: Whether the present handler wanted the body, and so does not exempt.
+        was_read: Whether the present handler wanted the body, and so does not exempt.
     """
 
     def __init__(self) -> None:
-        self.asked: bool = False
+        self.was_read: bool = False
 
     async def __call__(self, _message: object = None) -> NoReturn:
         """Refuse to be read."""
-        self.asked = True
+        self.was_read = True
         raise RuntimeError(
             "the middleware and wrap decide before the body arrives: exempt handlers"
             " can use headers, cookies, the query and the path"
@@ -87,11 +80,13 @@ class HandlerChain:
         ordered = sorted(listed, key=lambda one: not isinstance(one, ReadyMade))
         self._handlers = [_Handler(handler, timeout) for handler in ordered]
 
-    def __bool__(self) -> bool:
+    @property
+    def has_handlers(self) -> bool:
+        """Whether there is any handler to ask."""
         return bool(self._handlers)
 
     async def exempts(self, connection: HTTPConnection) -> bool:
-        """Tell whether a handler says ``True``; the others are not asked then."""
+        """Ask one handler after the other, until one says ``True``."""
         for handler in self._handlers:
             if await handler.exempts(connection):
                 return True
@@ -113,15 +108,15 @@ class _Handler:
         else:
             _check_signature(handler)
             self._name = callable_name(handler)
-            self._call = _Direct(handler)
+            self._call = _PlainHandler(handler)
 
     async def exempts(self, connection: HTTPConnection) -> bool:
-        unread: NoBody | None = connection.scope.get(NO_BODY)
-        if unread is not None:
-            unread.asked = False
+        no_body: NoBody | None = connection.scope.get(NO_BODY)
+        if no_body is not None:
+            no_body.was_read = False
         try:
             # Else a drain would wait for a thread that hangs.
-            with stacks_kept(connection.scope), not_working_for_a_request():
+            with preserve_exit_stacks(connection.scope), not_working_for_a_request():
                 answer = await _within(self._timeout, self._call(connection))
         except (HTTPException, WebSocketException, InvalidParametersError):
             # This is how a dependency refuses an anonymous client; it is no failure.
@@ -134,7 +129,7 @@ class _Handler:
             kind = type(answer).__name__
             self._note(TypeError(f"returned {kind}, not a bool; only True exempts"))
             return False
-        if unread is not None and unread.asked:
+        if no_body is not None and no_body.was_read:
             self._note(RuntimeError("wanted a body that has not arrived yet"))
             return False
         self._note(None)
@@ -155,24 +150,24 @@ class _Handler:
             logger.info("exempt handler %s works again", self._name)
 
 
-class _Direct:
+class _PlainHandler:
     """Calls a plain handler; a sync one in a thread, with a limit of its own."""
 
     def __init__(self, handler: ExemptHandler) -> None:
         self._handler = handler
-        # This decides only where to call it. The result says whether to await it.
-        self._here = isinstance(handler, ReadyMade) or looks_async(handler)
+        # This decides only where it is called. What it returns is awaited if it can be.
+        self._runs_in_loop = isinstance(handler, ReadyMade) or looks_async(handler)
         self._running = threading.Semaphore(THREADS)
 
     async def __call__(self, connection: HTTPConnection) -> object:
-        if self._here:
+        if self._runs_in_loop:
             answer = self._handler(connection)
         else:
             (answer,) = await anyio.to_thread.run_sync(
                 self._in_thread,
                 connection,
                 abandon_on_cancel=True,
-                limiter=own_limiter(),
+                limiter=handler_limiter(),
             )
         return await answer if inspect.isawaitable(answer) else answer
 
@@ -190,13 +185,16 @@ class _Direct:
 
 async def _within(seconds: float, work: Awaitable[object]) -> object:
     try:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop()
+        on_asyncio = True
     except RuntimeError:
+        on_asyncio = False
+    if not on_asyncio:
         with anyio.fail_after(seconds):
             return await work
     # A thread that a dependency waits for cannot be cancelled. With a cancel scope in
-    # this task, the client would wait for it; so it has a task of its own.
-    task = asyncio.ensure_future(work, loop=loop)
+    # this task, the client would wait for it. So it has a task of its own.
+    task = asyncio.ensure_future(work)
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
         if not done:

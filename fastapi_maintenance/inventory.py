@@ -1,7 +1,7 @@
 """What is covered: for ``routes`` and the warnings at start-up."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakSet
 
@@ -10,10 +10,10 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from ._fastapi import ListedRoute, direct_dependencies, routes_of, runs_dependencies
-from .asgi.resolve import layers, router_of
-from .asgi.wrap import GuardedApp
+from .asgi.resolve import DEEPEST, Level, router_of
+from .asgi.wrap import GuardedApp, guard_of
 from .decision import Decision
-from .exemptions import has_mark, inherits_mark, is_marked, looks_like_documentation
+from .exemptions import is_marked, looks_like_documentation
 from .handlers import callable_name
 from .log import logger
 
@@ -21,9 +21,6 @@ GUARDED: Final = "guarded"
 EXEMPT: Final = "exempt"
 DOCUMENTATION: Final = "documentation"
 NOT_COVERED: Final = "not covered"
-
-_DEEPEST: Final = 32
-_NO_DEPENDENCIES: Final = "does not run its dependencies"
 
 _warned: Final[WeakSet[object]] = WeakSet()
 
@@ -38,6 +35,8 @@ class Entry:
         path: The whole path template, prefixes and mounts included.
         coverage: "guarded", "exempt", "documentation" or "not covered".
         note: What guards it, and what runs before that; for people.
+        runs_dependencies: False if a guard is among its dependencies, and its class
+            does not run them.
     """
 
     kind: str
@@ -45,6 +44,7 @@ class Entry:
     path: str
     coverage: str
     note: str = ""
+    runs_dependencies: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,17 @@ class _Place:
     Attributes:
         prefix: The path up to here.
         mount: The path of the outermost mount on the way, or "".
-        app: The innermost Starlette or FastAPI application.
-        of_app: Whether the routes are its own, and not those of a mounted router.
-        marked: Whether that application is marked exempt.
-        around: What is passed on the way: "wrap NAME", "middleware NAME".
+        level: The application that is mounted there.
+        apps: The Starlette and FastAPI applications on the way.
+        guards: The guards around it: "wrap NAME", "middleware NAME".
         depth: How many mounts deep; an application may be mounted in itself.
     """
 
     prefix: str = ""
     mount: str = ""
-    app: object = None
-    of_app: bool = False
-    marked: bool = False
-    around: tuple[str, ...] = ()
+    level: Level = field(default_factory=Level)
+    apps: tuple[Starlette, ...] = ()
+    guards: tuple[str, ...] = ()
     depth: int = 0
 
 
@@ -77,9 +75,9 @@ def survey(app: object) -> list[Entry]:
         app: A FastAPI or Starlette application, a router, or a middleware around one.
 
     Returns:
-        One entry for each route in the order of matching, included routers and
-        mounted applications too. What is mounted and has no routes of its own, such
-        as static files, is one entry.
+        One entry for each route in the order of matching, those of included routers
+        and mounted applications too. A mount that has no routes of its own, such as
+        static files, is one entry.
     """
     return [entry for _, entry in _walk(app, _Place())]
 
@@ -103,7 +101,7 @@ def warn_of_uncovered(app: object) -> None:
     routes = dict.fromkeys(
         entry.path
         for _, entry in found
-        if entry.coverage == NOT_COVERED and entry.note.endswith(_NO_DEPENDENCIES)
+        if entry.coverage == NOT_COVERED and not entry.runs_dependencies
     )
     if routes:
         logger.warning(
@@ -115,24 +113,23 @@ def warn_of_uncovered(app: object) -> None:
 
 def _walk(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
     """Yield what is below a place, with the outermost mount that it is in."""
-    chain = list(layers(app))
-    inner = chain[-1] if chain else app
-    around = [*place.around, *map(_guarding, chain)]
-    router = router_of(inner)
+    level = place.level.enter(app, place.apps)
+    inner, router = level.inner, level.router
+    guards = [*place.guards, *map(_guarding, level.layers)]
+    apps = place.apps
     if isinstance(inner, Starlette):
-        place = replace(place, app=inner, of_app=True)
-        around += map(_guarding_entry, inner.user_middleware)
-    else:
-        place = replace(place, of_app=False)
+        guards += map(_guarding_entry, inner.user_middleware)
+        apps = (*apps, inner)
     place = replace(
         place,
-        marked=any(map(has_mark, chain)) or (place.marked and inherits_mark(inner)),
-        around=tuple(dict.fromkeys(filter(None, around))),
+        level=level,
+        apps=apps,
+        guards=tuple(dict.fromkeys(filter(None, guards))),
         depth=place.depth + 1,
     )
-    if router is None or place.depth > _DEEPEST:
+    if router is None or place.depth > DEEPEST:
         coverage = _coverage(place, guarded=False)
-        note = "; ".join([*place.around, type(inner).__name__])
+        note = "; ".join([*place.guards, type(inner).__name__])
         yield place.mount, Entry("Mount", (), place.prefix or "/", coverage, note)
         return
     for route in routes_of(router):
@@ -145,9 +142,9 @@ def _walk(app: object, place: _Place) -> Iterator[tuple[str, Entry]]:
 
 
 def _coverage(place: _Place, *, guarded: bool) -> str:
-    if place.marked:
+    if place.level.marked:
         return EXEMPT
-    return GUARDED if guarded or place.around else NOT_COVERED
+    return GUARDED if guarded or place.guards else NOT_COVERED
 
 
 def _entry(route: ListedRoute, place: _Place) -> Entry:
@@ -156,7 +153,7 @@ def _entry(route: ListedRoute, place: _Place) -> Entry:
     names = [_switch_of(call) for call in calls]
     guards = [name for name in names if name is not None]
     runs = runs_dependencies(effective)
-    if route.kind == "HTTP" and _is_documentation(effective, place):
+    if route.kind == "HTTP" and _is_documentation(effective, place.level):
         coverage = DOCUMENTATION
     elif is_marked(getattr(effective, "endpoint", None), effective):
         coverage = EXEMPT
@@ -166,10 +163,10 @@ def _entry(route: ListedRoute, place: _Place) -> Entry:
     if coverage in {GUARDED, NOT_COVERED}:
         if guards and runs:
             notes.append(f"guard {', '.join(guards)}")
-        notes += place.around
+        notes += place.guards
         before = calls[: names.index(guards[0])] if guards else []
         if guards and not runs:
-            notes.append(f"{_class_of(effective)} {_NO_DEPENDENCIES}")
+            notes.append(f"{_class_of(effective)} does not run its dependencies")
         elif before and coverage == GUARDED:
             run = "runs" if len(before) == 1 else "run"
             notes.append(f"{', '.join(map(_depends, before))} {run} before the guard")
@@ -179,14 +176,15 @@ def _entry(route: ListedRoute, place: _Place) -> Entry:
         place.prefix + route.path,
         coverage,
         "; ".join(notes),
+        runs_dependencies=runs or not guards,
     )
 
 
-def _is_documentation(effective: object, place: _Place) -> bool:
+def _is_documentation(effective: object, level: Level) -> bool:
     return (
-        place.of_app
-        and isinstance(place.app, FastAPI)
-        and looks_like_documentation(place.app, effective)
+        level.is_apps_own_router
+        and isinstance(level.app, FastAPI)
+        and looks_like_documentation(level.app, effective)
     )
 
 
@@ -210,9 +208,9 @@ def _guarding(layer: object) -> str:
 def _guarding_entry(entry: Middleware) -> str:
     if not (isinstance(entry.cls, type) and issubclass(entry.cls, GuardedApp)):
         return ""
-    guard = entry.args[0] if entry.args else entry.kwargs.get("guard")
     # Without a guard, the middleware makes one.
-    return f"middleware {_switch_of(guard) or entry.kwargs.get('name', 'default')}"
+    name = _switch_of(guard_of(entry)) or entry.kwargs.get("name", "default")
+    return f"middleware {name}"
 
 
 def _depends(call: object) -> str:

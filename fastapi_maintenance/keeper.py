@@ -10,18 +10,20 @@ time, and adopts a state before it reports it.
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 import time
 import weakref
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
-from .changes import SupersededError, published, replacing
-from .fence import HEARTBEAT, Receipt, WorkerReport, new_generation
-from .log import logger
-from .state import MaintenanceState
+from .changes import SupersededError, only_if_stored, with_new_epoch
+from .fence import HEARTBEAT, Receipt, Roster, WorkerReport, new_generation
+from .log import LogOnce, logger
+from .state import VERSION, MaintenanceState
 from .stores import (
+    YOUNG_SERVER,
     CannotJoinError,
     Change,
     FencedStore,
@@ -32,17 +34,15 @@ from .stores import (
     is_local,
     location,
     poll_interval,
+    read_state,
 )
 from .worker import Worker
 
-QUICK: Final = 0.01
+DRAIN_INTERVAL: Final = 0.01
 """Seconds between two looks while older requests are in flight."""
 
-QUICK_REMOTE: Final = 0.2
+DRAIN_INTERVAL_REMOTE: Final = 0.2
 """The same for a store whose reads cost a query, and that has no ``wait``."""
-
-STALE: Final = 1.0
-"""Seconds without a look after which a request looks at a local store itself."""
 
 REAP_INTERVAL: Final = 2.0
 """Seconds between two looks for workers that died on this machine, while it is on.
@@ -50,11 +50,10 @@ REAP_INTERVAL: Final = 2.0
 Shorter than ``LOST_AFTER``, so that a drain on another machine does not lose them.
 """
 
-YOUNG_SERVER: Final = 5.0
-"""Seconds in which workers write back what a restarted server has lost."""
+IDLE_REAP_INTERVAL: Final = 60.0
+"""The same while it is off, so that the list of workers does not grow for ever."""
 
-
-LEAVING: Final = 2.0
+LEAVE_TIMEOUT: Final = 2.0
 """Seconds for which a worker that leaves waits for work that is about to end.
 
 Servers cancel what is left of long streams, and end the lifespan at the same moment.
@@ -81,6 +80,8 @@ class Keeper:
         self._lock = threading.Lock()
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
+        # A thread that waits ends at once when this keeper is collected.
+        weakref.finalize(self, self._woken.set).atexit = False
 
     def follower(self, name: str) -> Follower:
         """Return this process's one follower of a switch."""
@@ -103,12 +104,12 @@ class Keeper:
             wake()
 
     def look(self) -> None:
-        """Look at every switch in this thread, where the keeper has none."""
+        """Look from the calling thread, for stores that have no keeper thread."""
         for follower in self.followers():
             follower.look()
 
     def start(self) -> None:
-        """Start the thread, unless it runs or nothing else can set the store."""
+        """Start the thread, unless it runs or the store is this process's own."""
         if is_in_process(self.store):
             return
         with self._lock:
@@ -121,8 +122,6 @@ class Keeper:
                 daemon=True,
             )
             self._thread.start()
-        # A thread that waits ends at once when this keeper is collected.
-        weakref.finalize(self, self._woken.set).atexit = False
 
     def poll(self) -> float | None:
         """Look at every switch that was joined, in the keeper's thread.
@@ -171,10 +170,12 @@ class Follower:
         self.keeper = keeper
         self.name = name
         store = keeper.store
-        self.worker: Worker = Worker(name, f"{name!r} in {location(store)}")
-        if is_local(store) and not is_in_process(store):
-            self.worker.stale_after = STALE
-            self.worker.read = lambda: store.read(name)
+        can_read = is_local(store) and not is_in_process(store)
+        self.worker: Worker = Worker(
+            name,
+            f"{name!r} in {location(store)}",
+            partial(store.read, name) if can_read else None,
+        )
         self._problems = LogOnce(f"maintenance: {self.worker.title}")
         self._reset()
 
@@ -182,12 +183,11 @@ class Follower:
         # Held while the store is used for this worker.
         self._io = threading.Lock()
         self._joining = threading.Lock()
-        self._failed: tuple[float, Exception] | None = None
+        self._failed: tuple[float, StoreError] | None = None
         self._users = 0
         self._reported: WorkerReport | None = None
         self._reported_at = 0.0
         self._reaped_at = 0.0
-        self._collected_at = 0.0
         self._owes_testimony = False
 
     def reset(self) -> None:
@@ -196,38 +196,57 @@ class Follower:
         self.worker.notifier.reset()
         self._reset()
 
-    def join(self) -> None:
+    def join(self, patience: float = -1) -> None:
         """Join the store, before anything is admitted.
 
         Callers that waited for the same attempt get the same error, at once.
+
+        Args:
+            patience: Seconds to wait for the attempt of another thread; for ever if it
+                is negative.
+
+        Raises:
+            StoreError: If the worker has not joined.
         """
         if self.worker.joined:
             return
         asked = time.monotonic()
-        with self._joining:
+        # Not for ever: each request would leave another thread behind a store that
+        # hangs.
+        if not self._joining.acquire(timeout=patience):
+            raise StoreError(f"{self.worker.title} is still joining")
+        try:
             if self.worker.joined:
                 return
             if self._failed is not None and self._failed[0] > asked:
-                raise self._failed[1]
+                error = self._failed[1]
+                raise type(error)(str(error))
             try:
                 with self._io:
                     self._join()
                 self.keeper.start()
-            except Exception as error:  # noqa: BLE001  # raised again, as one kind
+            except StoreError as error:
+                self._failed = time.monotonic(), type(error)(str(error))
+                raise
+            except Exception as error:
                 # Without a thread, it would admit and never learn of a change.
                 self.worker.joined = False
-                failed = error
-                if not isinstance(error, StoreError):
-                    failed = StoreError(
-                        f"{self.worker.title} cannot be joined:"
-                        f" {type(error).__name__}: {error}"
-                    )
-                self._failed = (time.monotonic(), failed)
-                raise failed from error.__cause__ if failed is error else error
+                failed = StoreError(
+                    f"{self.worker.title} cannot be joined:"
+                    f" {type(error).__name__}: {error}"
+                )
+                self._failed = time.monotonic(), failed
+                raise failed from error
+        finally:
+            self._joining.release()
 
     def enter(self) -> None:
         """Join for one more user of this worker."""
         self.join()
+        self.add_user()
+
+    def add_user(self) -> None:
+        """Keep this worker joined for one more user."""
         with self._joining:
             self._users += 1
 
@@ -235,17 +254,16 @@ class Follower:
         """Leave the store when the last user does. Work in flight keeps the report."""
         with self._joining:
             self._users = max(0, self._users - 1)
-            if self._users:
-                return
-            limit = time.monotonic() + LEAVING
-            while self.worker.joined and not self._leave():
-                if time.monotonic() >= limit:
-                    return
-                time.sleep(QUICK)
-                self.look()
+        limit = time.monotonic() + LEAVE_TIMEOUT
+        while not self._leave() and time.monotonic() < limit:
+            time.sleep(DRAIN_INTERVAL)
+            self.look()
 
     def _leave(self) -> bool:
-        with self._io:
+        """Leave if nothing is at work; tell whether no more tries are needed."""
+        with self._joining, self._io:
+            if self._users or not self.worker.joined:
+                return True
             if not self.worker.leave():
                 return False
             if self.keeper.fence is None:
@@ -264,7 +282,8 @@ class Follower:
                 return HEARTBEAT
             self._follow()
             self._report_if_due()
-            self._collect_garbage()
+            if self.worker.collect_garbage():
+                self._report_if_due()
             self.worker.close_due()
         return self._pause()
 
@@ -272,39 +291,36 @@ class Follower:
         worker, fence = self.worker, self.keeper.fence
         # An attempt that failed has admitted nothing, and has nothing to testify.
         worker.generation = None
-        counted, young = False, False
-        cannot: CannotJoinError | None = None
+        receipt = cannot = None
         if fence is not None:
             try:
-                young = self._report(fence).young
-                counted = True
+                receipt = self._register(fence)
             except CannotJoinError as error:
                 cannot = error
                 self._problems.say("join", f"is not counted: {error}")
         try:
-            state = self._read()
-            if young and (state is None or not state.enabled):
-                state = self._await_write_back()
+            state = self._first_state(young=receipt is not None and receipt.young)
         except StoreError as error:
-            if cannot is None or not isinstance(error.__cause__, PermissionError):
-                raise
             # A directory that this user may not read must not take a service down.
-            state = None
-        worker.start(state or MaintenanceState(), counted=counted)
-        if counted:
+            if cannot is None or not isinstance(error.__cause__, PermissionError):
+                if fence is not None and receipt is not None:
+                    # Else a drain would wait for a worker that runs nothing.
+                    with suppress(StoreError):
+                        fence.remove(self.name, worker.id)
+                raise
+            state = MaintenanceState()
+        worker.start(state, counted=receipt is not None)
+        if receipt is not None:
             self._problems.solved("join")
 
+    def _first_state(self, *, young: bool) -> MaintenanceState:
+        state = self._read()
+        if young and (state is None or not state.enabled):
+            state = self._await_write_back()
+        return state or MaintenanceState()
+
     def _read(self) -> MaintenanceState | None:
-        """Read the state; any failure is a ``StoreError``."""
-        try:
-            state: object = self.keeper.store.read(self.name)
-        except StoreError:
-            raise
-        except Exception as error:
-            raise StoreError(f"{type(error).__name__}: {error}") from error
-        if state is not None and not isinstance(state, MaintenanceState):
-            raise StoreError(f"read() returned {state!r}, which is not a state")
-        return state
+        return read_state(self.keeper.store, self.name)
 
     def _await_write_back(self) -> MaintenanceState:
         """Wait for others to write back what a restarted server has lost."""
@@ -321,7 +337,9 @@ class Follower:
         # With a tag, so that it is not taken for what a person has written.
         off = MaintenanceState(epoch=1, tag=new_generation())
         try:
-            return self.keeper.store.publish(self.name, replacing(None, lambda _: off))
+            return self.keeper.store.publish(
+                self.name, only_if_stored(None, lambda _: off)
+            )
         except SupersededError:
             return self._read() or MaintenanceState()
 
@@ -332,23 +350,22 @@ class Follower:
             state = self._read()
         except StoreError as error:
             self._problems.say("read", f"keeps the last state it knew: {error}")
-            self.worker.checked = asked
-            return
-        self._problems.solved("read")
+        else:
+            self._problems.solved("read")
+            self._learn(state)
         self.worker.checked = asked
-        self._learn(state)
 
     def _learn(self, stored: MaintenanceState | None) -> None:
         """Do what follows from what is stored."""
-        worker, known = self.worker, self.worker.state
+        worker, own = self.worker, self.worker.state
         if stored is None:
-            if known.epoch:
+            if own.epoch:
                 self._write_back(None)
-        elif stored.epoch > known.epoch:
+        elif stored.epoch > own.epoch:
             worker.adopt(stored)
-        elif not stored.tag or (stored.epoch, stored.tag) == (known.epoch, known.tag):
+        elif not stored.tag or (stored.epoch, stored.tag) == (own.epoch, own.tag):
             # What was published has a tag, so that a person has written this.
-            if stored not in (known, worker.edited):
+            if stored not in (own, worker.edited):
                 self._publish_edit(stored)
         elif worker.has_adopted(stored.tag):
             # The store was put back to what it was before.
@@ -358,32 +375,35 @@ class Follower:
             self._merge(stored)
 
     def _write_back(self, stored: MaintenanceState | None) -> None:
-        """Store the known state again, where it was lost or rolled back."""
-        known = self.worker.state
-        if self._publish(stored, lambda _: known):
+        """Store the worker's state again, where it was lost or rolled back."""
+        own = self.worker.state
+        if self._publish(stored, lambda _: own):
             logger.warning(
                 "maintenance: %s: the store had lost the state of epoch %d, which was"
                 " written back",
                 self.worker.title,
-                known.epoch,
+                own.epoch,
             )
             self._testify()
 
     def _merge(self, stored: MaintenanceState) -> None:
-        """Publish the stored or the known state, whichever is enabled, above both."""
-        known = self.worker.state
-        winner = stored if stored.enabled or not known.enabled else known
-        epoch = max(stored.epoch, known.epoch) + 1
+        """Publish the stored or the own state, whichever is enabled, above both."""
+        own = self.worker.state
+        winner = stored if stored.enabled or not own.enabled else own
+        if winner.version != VERSION:
+            return  # Only the release that has written it can write it under an epoch.
+        epoch = max(stored.epoch, own.epoch) + 1
         self._publish(stored, lambda _: winner.replace(epoch=epoch))
 
     def _publish_edit(self, edited: MaintenanceState) -> None:
         """Publish what a person has written by hand."""
-        known = self.worker.state
-        if not self._publish(edited, published(lambda _: edited, above=[known.epoch])):
+        own = self.worker.state
+        change = with_new_epoch(lambda _: edited, above=[own.epoch])
+        if not self._publish(edited, change):
             # A file that cannot be written, or a link that something else maintains.
             # No drain can tell who has seen it.
             self.worker.adopt(
-                edited.model_copy(update={"epoch": known.epoch, "tag": known.tag})
+                edited.model_copy(update={"epoch": own.epoch, "tag": own.tag})
             )
             self.worker.edited = edited
 
@@ -394,7 +414,7 @@ class Follower:
             Whether the store can be set.
         """
         try:
-            state = self.keeper.store.publish(self.name, replacing(stored, change))
+            state = self.keeper.store.publish(self.name, only_if_stored(stored, change))
         except SupersededError:
             return True
         except StoreError as error:
@@ -406,36 +426,37 @@ class Follower:
         return True
 
     def _report_if_due(self) -> None:
-        fence = self.keeper.fence
+        fence, worker = self.keeper.fence, self.worker
         if fence is None:
             return
         now = time.monotonic()
         due = now - self._reported_at >= HEARTBEAT
-        if not self.worker.counted and not due:
+        if not worker.counted and not due:
             return
-        report = self.worker.report()
+        report = worker.make_report()
         if not due and not _is_news(report, self._reported):
             return
         try:
-            self._report(fence, report)
+            if worker.counted:
+                self._report(fence, report)
+            else:
+                self._register(fence)
         except CannotJoinError as error:
             self._reported_at = now
-            self.worker.counted = False
+            worker.counted = False
             self._problems.say("join", f"is not counted: {error}")
             return
         except StoreError as error:
             self._problems.say("report", f"cannot report: {error}")
             return
         self._problems.solved("report")
-        if not self.worker.counted:
+        if not worker.counted:
             self._count_from_now_on()
-        if (
-            self.worker.state.enabled
-            and now - self._reaped_at >= REAP_INTERVAL
-            and not is_in_process(self.keeper.store)
-        ):
+        interval = REAP_INTERVAL if worker.state.enabled else IDLE_REAP_INTERVAL
+        if now - self._reaped_at >= interval and not is_in_process(self.keeper.store):
             self._reaped_at = now
-            remove_dead(fence, self.name)
+            with suppress(StoreError):  # The next look does it again.
+                remove_dead(fence, self.name, fence.roster(self.name))
 
     def _count_from_now_on(self) -> None:
         """Be counted from now on, after a time without."""
@@ -444,15 +465,14 @@ class Follower:
         self.worker.adopt(self.worker.state)
         self._follow()
         self.worker.counted = True
-        self._reported_at = 0.0
 
-    def _report(
-        self, fence: FencedStore, report: WorkerReport | None = None
-    ) -> Receipt:
+    def _register(self, fence: FencedStore) -> Receipt:
+        """Get on the list of workers, before the state is read."""
+        report = self.worker.make_report()
+        return self._report(fence, report.model_copy(update={"seen": 0, "tag": ""}))
+
+    def _report(self, fence: FencedStore, report: WorkerReport) -> Receipt:
         worker = self.worker
-        if report is None or not worker.counted:
-            # It has seen nothing yet: it reads the state after it is on the list.
-            report = worker.report().model_copy(update={"seen": 0, "tag": ""})
         receipt = fence.report(self.name, report)
         self._reported, self._reported_at = report, time.monotonic()
         remembered = worker.generation
@@ -487,30 +507,6 @@ class Follower:
             worker.title,
         )
 
-    def _collect_garbage(self) -> None:
-        """Close what clients that left have left open, before the worker is drained."""
-        # Python closes abandoned generators when it collects garbage. Until that is
-        # done, the worker reports one more in flight than there is. Work inside of a
-        # generator can be what is in flight, so it is done as requests end, too. It
-        # takes time, and a worker that has served nothing since has nothing to close.
-        worker, due = self.worker, self.worker.uncollected
-        if due is None:
-            return
-        epoch, old = due
-        recent = time.monotonic() - self._collected_at < HEARTBEAT
-        if old and recent and epoch == worker.collected[0]:
-            return
-        # First, as requests are admitted at any moment.
-        worker.served = False
-        serving = bool(worker.current or worker.old)
-        collected = _collect()
-        if serving or not collected:
-            worker.served = True
-        if collected:
-            worker.collected, worker.uncollected = due, None
-            self._collected_at = time.monotonic()
-            self._report_if_due()
-
     def _pause(self) -> float:
         """Return the seconds until the next look."""
         store, worker = self.keeper.store, self.worker
@@ -518,52 +514,24 @@ class Follower:
         if self.keeper.fence is None:
             return interval
         reported = self._reported
-        unfinished = worker.state.enabled and (
-            worker.is_draining or (reported is not None and reported.old > 0)
-        )
-        if is_local(store) or hasattr(store, "wait"):
-            return min(QUICK, interval) if unfinished else interval
-        quick = unfinished or worker.state.enabled
-        return min(QUICK_REMOTE, interval) if quick else interval
+        if not worker.state.enabled:
+            return interval
+        if not (is_local(store) or hasattr(store, "wait")):
+            return min(DRAIN_INTERVAL_REMOTE, interval)
+        reported = self._reported
+        is_draining = worker.is_draining or (reported is not None and reported.old > 0)
+        return min(DRAIN_INTERVAL, interval) if is_draining else interval
 
 
-def _collect() -> bool:
-    """Collect garbage; tell whether that was done.
+def remove_dead(fence: FencedStore, name: str, roster: Roster) -> None:
+    """Take the workers of a roster that are proven dead off the list.
 
-    It is not while another thread does it, and finalizers may be at work there.
+    Raises:
+        StoreError: If the store cannot be set.
     """
-    before = gc.get_stats()[-1]["collections"]
-    gc.collect()
-    return bool(gc.get_stats()[-1]["collections"] > before)
-
-
-class LogOnce:
-    """Logs a problem when it begins or changes, and when it is over."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._said: dict[str, str] = {}
-
-    def say(self, kind: str, text: str) -> None:
-        """Log a problem, unless it was the last one of its kind."""
-        if self._said.get(kind) != text:
-            self._said[kind] = text
-            logger.error("%s: %s", self._title, text)
-
-    def solved(self, kind: str) -> None:
-        """Log that a problem is over, if there was one."""
-        if self._said.pop(kind, None) is not None:
-            logger.info("%s: works again (%s)", self._title, kind)
-
-
-def remove_dead(fence: FencedStore, name: str) -> None:
-    """Take workers that are proven dead off the list."""
-    try:
-        for worker in fence.roster(name).workers:
-            if worker.liveness == "dead":
-                fence.remove(name, worker.id)
-    except StoreError:
-        pass  # The next look does it again.
+    for worker in roster.workers:
+        if worker.liveness == "dead":
+            fence.remove(name, worker.id)
 
 
 def keeper_of(store: Store) -> Keeper:
@@ -571,14 +539,15 @@ def keeper_of(store: Store) -> Keeper:
     named = getattr(store, "location", None)
     is_shared = not is_in_process(store)
     place = named if is_shared and isinstance(named, str) else id(store)
+    key = type(store), place
     with _registry_lock:
-        keeper = _registry.get(place)
-        if keeper is None or type(keeper.store) is not type(store):
-            keeper = _registry[place] = Keeper(store)
+        keeper = _registry.get(key)
+        if keeper is None:
+            keeper = _registry[key] = Keeper(store)
         return keeper
 
 
-_registry: Final[weakref.WeakValueDictionary[str | int, Keeper]] = (
+_registry: Final[weakref.WeakValueDictionary[tuple[type, str | int], Keeper]] = (
     weakref.WeakValueDictionary()
 )
 _registry_lock = threading.Lock()
@@ -593,7 +562,7 @@ def _run(reference: weakref.ref[Keeper], store: Store, woken: threading.Event) -
         pause = None if keeper is None else keeper.poll()
         if keeper is None or pause is None:
             return
-        names = [follower.name for follower in keeper.followers()]
+        names = [follower.name for follower in keeper.followers()] if wait else []
         # If this held the keeper while it waits, the keeper would never be collected.
         del keeper
         if wait is None:

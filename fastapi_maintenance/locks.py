@@ -18,7 +18,7 @@ from typing import Final
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from .files import LOCKING, NO_LINK, READING, UntrustedFileError, retried
+from .files import LOCKING, NO_LINK, READING, UntrustedFileError, retry_on_windows
 
 try:
     import fcntl
@@ -28,12 +28,25 @@ except ImportError:  # Windows cannot lock a directory.
 LOCK_TIMEOUT: Final = 3.0
 """Seconds to wait for another process that writes."""
 
-# The page cache and the locks of these are one kernel's own, so that a lock that can be
-# taken means that its holder is gone. Network and pass-through systems emulate both.
+# Only local file systems: here a free lock proves that its holder is gone.
 _COHERENT: Final = frozenset(
     {
-        *("bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs"),
-        *("overlay", "ramfs", "reiserfs", "rootfs", "squashfs", "tmpfs", "xfs", "zfs"),
+        "bcachefs",
+        "btrfs",
+        "erofs",
+        "ext2",
+        "ext3",
+        "ext4",
+        "f2fs",
+        "jfs",
+        "overlay",
+        "ramfs",
+        "reiserfs",
+        "rootfs",
+        "squashfs",
+        "tmpfs",
+        "xfs",
+        "zfs",
     }
 )
 
@@ -42,9 +55,10 @@ class HeldLock:
     """A locked file or directory; the kernel unlocks it when this process is gone."""
 
     def __init__(self, descriptor: int) -> None:
+        # ``__del__`` closes it if what follows fails.
         self.descriptor: int | None = descriptor
-        self.inode: int = os.fstat(descriptor).st_ino
         self._process = os.getpid()
+        self.inode: int = os.fstat(descriptor).st_ino
         _all_held.add(self)
 
     @classmethod
@@ -55,7 +69,7 @@ class HeldLock:
             TimeoutError: If another process holds it for so many seconds.
             OSError: If it cannot be opened or locked.
         """
-        descriptor = retried(lambda: os.open(path, LOCKING, 0o600))
+        descriptor = retry_on_windows(lambda: os.open(path, LOCKING, 0o600))
         held = cls(descriptor)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -121,7 +135,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def writing(lock: Path) -> Iterator[None]:
+def exclusive(lock: Path) -> Iterator[None]:
     """Be the only process that writes, for the time of a block.
 
     Raises:
@@ -139,7 +153,10 @@ def writing(lock: Path) -> Iterator[None]:
 
 
 def is_free(path: Path, inode: int) -> bool:
-    """Tell whether the very lock file of an inode can be locked. Makes nothing."""
+    """Tell whether the lock file, if it still has this inode, can be locked.
+
+    Does not create it.
+    """
     try:
         descriptor = os.open(path, READING | NO_LINK)
     except OSError:
@@ -153,20 +170,20 @@ def is_free(path: Path, inode: int) -> bool:
 
 
 def is_shared(directory: Path) -> bool:
-    """Tell whether another process holds a shared lock on a directory."""
+    """Tell whether another process holds a shared lock on a directory, or may."""
     if fcntl is None:
         return False
     try:
         descriptor = os.open(directory, READING)
-    except OSError:
+        try:
+            # Another process may be looking, too.
+            return not _within(0.02, lambda: _lock(descriptor))
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
         return False
-    try:
-        # Another process may be looking, too.
-        return not _within(0.02, lambda: _lock(descriptor))
     except OSError:
-        return True  # Where a directory cannot be locked, nothing is known.
-    finally:
-        os.close(descriptor)
+        return True  # A directory that cannot be opened or locked may be shared.
 
 
 def check_file_system(path: Path) -> None:
@@ -175,14 +192,14 @@ def check_file_system(path: Path) -> None:
     Raises:
         OSError: If the path is on one.
     """
-    kind = foreign_file_system(path)
+    kind = unsafe_file_system(path)
     if kind:
         raise OSError(
             errno.ENOTSUP, f"locks on {kind} prove nothing; choose a local directory"
         )
 
 
-def foreign_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+def unsafe_file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
     """Return the type of a file system whose locks prove nothing, or ``""``.
 
     Where the system does not list its mounts, nothing is known against it.

@@ -6,6 +6,7 @@ has no such process, or another one that started at another time.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from functools import lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _PROC: Final = Path("/proc")
+_MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 class ProcessIdentity(NamedTuple):
@@ -20,7 +22,7 @@ class ProcessIdentity(NamedTuple):
 
     Attributes:
         boot: The kernel's boot id.
-        machine: The installation's id, which outlives a boot.
+        machine: A hash of the installation's id, which outlives a boot.
         namespace: The namespaces that give pids and start times their meaning.
         started: When the process started, in clock ticks since the boot. Never a time
             of day, which follows the clock.
@@ -41,7 +43,7 @@ class ProcessIdentity(NamedTuple):
         """Read the identity of this process from a process file system."""
         return cls(
             boot=_text(proc / "sys/kernel/random/boot_id"),
-            machine=_text(Path("/etc/machine-id")),
+            machine=_machine(),
             namespace=_namespace(proc),
             started=_status("self", proc).started,
         )
@@ -83,7 +85,7 @@ def is_gone(process: str, pid: int, proc: Path = _PROC) -> bool:
     if not _is_own_table(proc):
         return False
     found = _status(str(pid), proc)
-    # One that has ended keeps its number until its parent has asked how.
+    # A zombie keeps its number until its parent waits for it.
     ended = found.state == "Z" and found.threads in {"0", "1"}
     known = bool(found.started and other.started)
     return known and (ended or found.started != other.started)
@@ -116,6 +118,13 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def _machine(path: Path = _MACHINE_ID) -> str:
+    # machine-id(5) asks that the id itself is never sent over a network.
+    text = _text(path)
+    salted = f"fastapi-maintenance {text}".encode()
+    return hashlib.sha256(salted).hexdigest()[:16] if text else ""
 
 
 def _namespace(proc: Path) -> str:

@@ -1,7 +1,7 @@
 """The answer to a refused client: the error, its headers, its OpenAPI form."""
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
 from fastapi import HTTPException
@@ -41,6 +41,7 @@ class MaintenanceError(HTTPException):
         detail: What the client reads; one line.
         retry_after: Seconds for the ``Retry-After`` header (RFC 9110, 10.2.3).
         state: The state that refused.
+        now: The time by which the end is judged; the present by default.
 
     Raises:
         ValueError: If the header could not carry ``retry_after``.
@@ -48,6 +49,7 @@ class MaintenanceError(HTTPException):
     Attributes:
         state: The state that refused.
         retry_after: Whole seconds, from 1 to 86400.
+        seconds_left: Whole seconds to the announced end; 0 if no end is ahead.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class MaintenanceError(HTTPException):
         *,
         retry_after: int = 60,
         state: MaintenanceState | None = None,
+        now: datetime | None = None,
     ) -> None:
         if type(retry_after) is not int or not 1 <= retry_after <= LONGEST_WAIT:
             raise ValueError(
@@ -66,6 +69,7 @@ class MaintenanceError(HTTPException):
             MaintenanceState(enabled=True) if state is None else state
         )
         self.retry_after = retry_after
+        self.seconds_left: int = _seconds_left(self.state, now or datetime.now(UTC))
         super().__init__(
             status_code=503,
             detail=detail,
@@ -95,16 +99,21 @@ def seconds_to_wait(
             ``retry_after``.
         spread: The fraction by which it is lengthened.
     """
-    if state.until is not None and state.until > now:
-        seconds = math.ceil((state.until - now).total_seconds())
-    else:
+    seconds = _seconds_left(state, now)
+    if not seconds:
         seconds = default if state.retry_after is None else state.retry_after
     # A zero would invite clients to try in a loop.
     return max(1, min(seconds + int(seconds * spread), LONGEST_WAIT))
 
 
+def _seconds_left(state: MaintenanceState, now: datetime) -> int:
+    if state.until is None or state.until <= now:
+        return 0
+    return math.ceil((state.until - now).total_seconds())
+
+
 def prober_of(scope: Scope) -> str | None:
-    """Return how a known health checker names itself, if one is asking."""
+    """Return how a known health checker or scraper names itself, if one is asking."""
     for name, value in scope["headers"]:
         if name == b"user-agent" and value.startswith(_PROBERS):
             text: str = value[:80].decode("latin-1")

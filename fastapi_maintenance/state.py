@@ -49,7 +49,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 def _one_line(text: str) -> str:
-    check_text(text, "the text")
+    check_text(text)
     return text
 
 
@@ -266,9 +266,8 @@ def first_problem(
     if not problem["loc"]:
         return text
     field = shown(str(problem["loc"][0]))
-    for subject in ("the text ", "the number ", "it "):
-        if text.startswith(subject):
-            return f"{field} {text.removeprefix(subject)}"
+    if text.startswith("must "):
+        return f"{field} {text}"  # From the validators of this package.
     if text.startswith("Input should "):
         # A token of another type, such as bytes, is a secret all the same.
         secret = problem["loc"][0] == "bypass_token"

@@ -7,24 +7,23 @@ the store raises ``StoreError`` if that cannot be read or set.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
 
 from .changes import (
     Changes,
     EnableOptions,
     SupersededError,
     default_actor,
-    is_no_looser,
+    is_at_least_as_strict,
     new_holder,
-    published,
+    with_new_epoch,
 )
 from .checks import check_text, seconds
 from .fence import (
@@ -38,6 +37,7 @@ from .fence import (
     has_acknowledged,
 )
 from .keeper import Keeper, keeper_of, remove_dead
+from .limiters import limiter
 from .log import logger
 from .state import MaintenanceState
 from .stores import (
@@ -49,6 +49,7 @@ from .stores import (
     is_in_process,
     is_local,
     poll_interval,
+    read_state,
 )
 from .worker import Worker
 
@@ -151,7 +152,7 @@ class Switch:
         if self.worker.joined:
             return self.worker.state
         if is_local(self.store):
-            return self.store.read(self.name) or MaintenanceState()
+            return read_state(self.store, self.name) or MaintenanceState()
         raise StoreError(
             f"{self.worker.title} has not been read yet; use"
             " FastAPI(lifespan=guard.lifespan), so that a worker joins at its start"
@@ -163,7 +164,7 @@ class Switch:
             return state.enabled
         return state.in_force(self.clock())
 
-    def join_now(self) -> None:
+    def join_blocking(self) -> None:
         """Join the store in this thread."""
         self._follower.join()
 
@@ -179,14 +180,22 @@ class Switch:
             self._follower.join()
             return
         with anyio.move_on_after(patience) as scope:
-            await _in_thread(self._follower.join)
+            await _in_thread(self._follower.join, patience)
         if scope.cancelled_caught and not self.worker.joined:
-            raise StoreError(f"{self.worker.title} has not answered for {patience:g} s")
+            raise StoreError(
+                f"{self.worker.title} was not joined within {patience:g} s: it does not"
+                " answer, or has just started and waits for what workers write back"
+            )
 
     @asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
         """Be a worker for the time of the block, and leave in order after it."""
-        await self._retry(self._follower.enter)
+        try:
+            await self._retry(self._follower.join)
+        except StoreError as error:
+            # Without the chain, which servers print above the line that matters.
+            raise type(error)(str(error)) from None
+        self._follower.add_user()
         try:
             yield
         finally:
@@ -195,7 +204,8 @@ class Switch:
 
     async def read(self) -> MaintenanceState:
         """Return the stored state; off where nothing is stored."""
-        return await _in_thread(self.store.read, self.name) or MaintenanceState()
+        found = await _in_thread(read_state, self.store, self.name)
+        return found or MaintenanceState()
 
     async def roster(self) -> Roster | None:
         """Return who has joined; None if the store keeps no reports.
@@ -208,8 +218,9 @@ class Switch:
         if is_in_process(self.store):
             await _in_thread(self.keeper.look)
         roster = await _in_thread(fence.roster, self.name)
-        if any(worker.liveness == "dead" for worker in roster.workers):
-            await _in_thread(remove_dead, fence, self.name)
+        if len(roster.not_dead) < len(roster.workers):
+            with suppress(StoreError):  # The next look does it again.
+                await _in_thread(remove_dead, fence, self.name, roster)
         return roster
 
     async def forget(self, worker: str) -> None:
@@ -222,12 +233,11 @@ class Switch:
         self, options: EnableOptions, acknowledge: float | None = None
     ) -> Publication:
         """Publish what an operator asks for, and wait until workers have adopted it."""
-        if acknowledge is not None:
-            seconds(acknowledge, "acknowledge")
+        patience = self._patience(acknowledge)
         publication = await self.publish(
             lambda before: Changes(now=self.clock()).turn_on(before, options)
         )
-        await self.acknowledged(publication.state, acknowledge)
+        await self.wait_until_acknowledged(publication.state, patience)
         return publication
 
     async def disable(
@@ -240,15 +250,19 @@ class Switch:
         """Open again, and wait until workers have adopted it."""
         if actor is not None:
             check_text(actor, "actor")
-        if acknowledge is not None:
-            seconds(acknowledge, "acknowledge")
+        patience = self._patience(acknowledge)
         publication = await self.publish(
             lambda before: Changes(now=self.clock()).turn_off(
                 before, actor=actor, force=force
             )
         )
-        await self.acknowledged(publication.state, acknowledge)
+        await self.wait_until_acknowledged(publication.state, patience)
         return publication
+
+    def _patience(self, acknowledge: float | None) -> float:
+        if acknowledge is None:
+            return max(ACKNOWLEDGE, 3 * poll_interval(self.store))
+        return seconds(acknowledge, "acknowledge")
 
     async def publish(
         self,
@@ -262,17 +276,19 @@ class Switch:
         except StoreError as error:
             # The state matters more, and a drain says the same again.
             logger.warning("maintenance: the workers cannot be read: %s", error)
-        known = [worker.seen for worker in roster.workers] if roster else []
+        reported = [worker.seen for worker in roster.workers] if roster else []
         found: list[MaintenanceState | None] = []
 
         def remembering(before: MaintenanceState | None) -> MaintenanceState:
             found.append(before)
             return change(before)
 
-        state = await _in_thread(
+        # A hold that is published after its owner has given up would stay.
+        in_thread = _in_thread if holder is None else _in_thread_to_its_end
+        state = await in_thread(
             self.store.publish,
             self.name,
-            published(remembering, above=[*known, self.worker.state.epoch]),
+            with_new_epoch(remembering, above=[*reported, self.worker.state.epoch]),
         )
         if is_in_process(self.store):
             await _in_thread(self.keeper.look)
@@ -280,21 +296,21 @@ class Switch:
             self.keeper.wake()
         return Publication(state=state, before=found[-1], roster=roster, holder=holder)
 
-    async def acknowledged(
+    async def wait_until_acknowledged(
         self, state: MaintenanceState, patience: float | None = None
     ) -> list[WorkerReport]:
         """Wait until every worker that is not proven dead has adopted a state.
 
         Args:
             state: What was published.
-            patience: Seconds; None is one, or three ticks of the store.
+            patience: Seconds, 0 does not wait; None is one, or three ticks of the
+                store.
 
         Returns:
             The workers that have not; a warning names them, too.
         """
-        if patience is None:
-            patience = max(ACKNOWLEDGE, 3 * poll_interval(self.store))
-        if not seconds(patience, "acknowledge"):
+        patience = self._patience(patience)
+        if patience == 0:
             return []
         limit = time.monotonic() + patience
         missing: list[WorkerReport] = []
@@ -327,9 +343,9 @@ class Switch:
         if self.keeper.fence is None:
             worker = self.worker
             waits = worker.joined and worker.state.epoch < state.epoch
-            return [worker.report()] if waits else []
+            return [worker.make_report()] if waits else []
         roster = await self.roster()
-        living = roster.living if roster is not None else ()
+        living = roster.not_dead if roster is not None else ()
         return [worker for worker in living if not has_acknowledged(worker, state)]
 
     async def drain(
@@ -347,7 +363,7 @@ class Switch:
             progress: Called with each look.
         """
         publication = await self.publish_to_drain(options, enable)
-        return await self.wait(publication, options, progress=progress)
+        return await self.wait_until_drained(publication, options, progress=progress)
 
     async def publish_to_drain(
         self,
@@ -376,11 +392,11 @@ class Switch:
                 state = changes.turn_on(before, enable)
             else:
                 state = changes.add_hold(before, enable, holder)
-            return changes.confirm(state, options.close_after)
+            return changes.make_drainable(state, options.close_after)
 
         return await self.publish(change, holder)
 
-    async def wait(
+    async def wait_until_drained(
         self,
         publication: Publication,
         options: DrainOptions,
@@ -391,13 +407,13 @@ class Switch:
         started = time.monotonic()
         fence = Fence(
             state=publication.state,
-            before=publication.roster or Roster(complete=False),
+            roster_before=publication.roster or Roster(complete=False),
             workers=options.workers,
             in_process=is_in_process(self.store),
             settling=self.settling,
         )
         while True:
-            roster = await self._look(fence)
+            roster = await self._read_roster(fence)
             verdict = self._judge(fence, roster)
             overtaken = any(
                 worker.seen > fence.state.epoch for worker in roster.workers
@@ -405,7 +421,7 @@ class Switch:
             if verdict.final or verdict.outcome == "drained" or overtaken:
                 # The state decides last: reports can be clean while another operator
                 # has opened the service again.
-                verdict = await self._confirmed(verdict, publication, fence, roster)
+                verdict = await self._check_state(verdict, publication, fence, roster)
             if progress is not None:
                 progress(roster, verdict)
             waited = time.monotonic() - started
@@ -413,14 +429,14 @@ class Switch:
             if verdict.outcome == "drained" or verdict.final or late:
                 break
             await anyio.sleep(min(self._look_interval, options.timeout - waited))
-        fenced, exact = self.keeper.fence, options.workers == len(roster.living)
-        if fenced and verdict.outcome == "drained" and options.workers and exact:
+        named_all = bool(options.workers) and options.workers == len(roster.not_dead)
+        if verdict.outcome == "drained" and named_all and self.keeper.fence is not None:
             # A person's word completes a list that was not known to be complete.
-            await _in_thread(self._complete, fenced, roster.generation)
+            await _in_thread(self._complete, self.keeper.fence, roster.generation)
         return DrainReport(
             outcome=verdict.outcome,
             epoch=fence.state.epoch,
-            workers=roster.living,
+            workers=roster.not_dead,
             seconds=time.monotonic() - started,
             read_only=fence.state.read_only,
             reason=verdict.reason,
@@ -436,15 +452,17 @@ class Switch:
             )
         return fence.judge(roster, time.monotonic(), self._own())
 
-    def _own(self) -> Mapping[str, int]:
+    def _own(self) -> str | None:
+        """Return the worker on which a request waits for this drain."""
         # Read after the reports: a request that has ended since must not be taken off
         # the count of another one. And a request that waits for itself must not end the
         # wait for garbage to be collected.
-        if not self.worker.joined or self.worker.uncollected is not None:
-            return {}
-        return {self.worker.id: self.worker.own_requests()}
+        worker = self.worker
+        if not worker.joined or worker.garbage.is_pending:
+            return None
+        return worker.id if worker.is_inside_admission() else None
 
-    async def _look(self, fence: Fence) -> Roster:
+    async def _read_roster(self, fence: Fence) -> Roster:
         limit = time.monotonic() + self.outage
         while True:
             try:
@@ -455,12 +473,12 @@ class Switch:
                     raise
             await anyio.sleep(self._look_interval)
 
-    async def _confirmed(
+    async def _check_state(
         self, verdict: Verdict, publication: Publication, fence: Fence, roster: Roster
     ) -> Verdict:
         """Return the verdict after a look at the state."""
         try:
-            present = await _in_thread(self.store.read, self.name)
+            present = await _in_thread(read_state, self.store, self.name)
         except StoreError as error:
             # Workers keep what they know, and this process cannot say what that is.
             reason = f"the state cannot be read any more: {error}"
@@ -476,7 +494,7 @@ class Switch:
             return Verdict("superseded", reason, final=True)
         # Written back after a loss, or published by another one who holds it as well.
         same = present.tag == fence.state.tag or publication.holder in present.holders
-        if not same or not is_no_looser(present, publication.state):
+        if not same or not is_at_least_as_strict(present, publication.state):
             reason = f"another state was published by {who}"
             return Verdict("superseded", reason, final=True)
         if present.epoch <= fence.state.epoch:
@@ -526,12 +544,12 @@ class Switch:
     ) -> AsyncIterator[DrainReport]:
         """Hold maintenance on, drained, for the time of a block."""
         actor = default_actor()
-        enable = EnableOptions.asked(message=message, until=until, actor=actor)
+        enable = EnableOptions.from_arguments(message=message, until=until, actor=actor)
         holder = new_holder(actor)
-        publication = await self.publish_to_drain(options, enable, holder=holder)
         stays = True
         try:
-            report = await self.wait(publication, options)
+            publication = await self.publish_to_drain(options, enable, holder=holder)
+            report = await self.wait_until_drained(publication, options)
             if not report.drained:
                 raise DrainError(report)
             stays = stay_on_error
@@ -556,7 +574,7 @@ class Switch:
             # Publishing again would end the waits of those who hold it now.
             return await self.read()
         if not publication.state.enabled:
-            await self.acknowledged(publication.state)
+            await self.wait_until_acknowledged(publication.state)
         return publication.state
 
     @property
@@ -574,16 +592,31 @@ class Switch:
             await anyio.sleep(0.2)
 
 
-_limiter: RunVar[anyio.CapacityLimiter] = RunVar("fastapi_maintenance stores")
-
-
 async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
     """Run what may block in a thread, beside those of endpoints."""
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(8)
-        _limiter.set(limiter)
     return await anyio.to_thread.run_sync(
-        work, *arguments, limiter=limiter, abandon_on_cancel=True
+        work, *arguments, limiter=limiter("stores", 8), abandon_on_cancel=True
     )
+
+
+async def _in_thread_to_its_end(work: Callable[..., T], *arguments: object) -> T:
+    """The same, but a caller that is cancelled waits for the end of the thread.
+
+    What it does next finds what the thread has done.
+    """
+    ended: list[T | Exception] = []
+
+    async def run() -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                ended.append(await _in_thread(work, *arguments))
+            except Exception as error:  # noqa: BLE001  # raised below
+                ended.append(error)
+
+    # In a task of its own, which a cancellation of this one does not reach.
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+    (outcome,) = ended
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
 
-from .changes import EnableOptions, published
+from .changes import EnableOptions, with_new_epoch
 from .fence import Oldest, Receipt, Roster, WorkerReport
 from .guard import MaintenanceGuard
 from .processes import ProcessIdentity
@@ -90,7 +90,7 @@ def force(
         200
     """
     known = guard._switch  # noqa: SLF001  # what is forced
-    options = EnableOptions.asked(
+    options = EnableOptions.from_arguments(
         message=message,
         at=at,
         until=until,
@@ -100,11 +100,11 @@ def force(
         bypass_token=bypass_token,
     )
     now = known.clock()
-    state = options.state(now, now) if enabled else MaintenanceState()
+    state = options.state(now=now) if enabled else MaintenanceState()
     state = state.replace(epoch=1)
     substitute = Switch(_Forced(state), known.name)
     substitute.clock = known.clock
-    substitute.join_now()
+    substitute.join_blocking()
     _use(guard, substitute)
     try:
         yield state
@@ -213,7 +213,7 @@ def check_store(make_store: MakeStore) -> None:
         >>> store = MemoryStore()
         >>> check_store(lambda: store)
     """
-    one, other = _made(make_store), _made(make_store)
+    one, other = _make(make_store), _make(make_store)
     name = f"check-{secrets.token_hex(6)}"
     neighbour = f"{name}-2"
     try:
@@ -232,14 +232,14 @@ def check_store(make_store: MakeStore) -> None:
         for used in (name, neighbour):
             # What was found is worth more than a clean place.
             with contextlib.suppress(Exception):
-                one.publish(used, published(lambda _: MaintenanceState()))
+                one.publish(used, with_new_epoch(lambda _: MaintenanceState()))
             if has_fence(one):
                 with contextlib.suppress(Exception):
                     for worker in one.roster(used).members:
                         one.remove(used, worker)
 
 
-def _made(make_store: MakeStore) -> Store:
+def _make(make_store: MakeStore) -> Store:
     store = make_store()
     if not isinstance(store, Store):
         raise TypeError(f"make_store must return a Store, not {store!r}")
@@ -262,7 +262,7 @@ def _require_off(state: object) -> None:
     )
 
 
-def _remembering(change: Change, seen: list[MaintenanceState | None]) -> Change:
+def _record(change: Change, seen: list[MaintenanceState | None]) -> Change:
     """Return a change that appends what it got and what it returned."""
 
     def apply(before: MaintenanceState | None) -> MaintenanceState:
@@ -276,7 +276,7 @@ def _remembering(change: Change, seen: list[MaintenanceState | None]) -> Change:
 def _check_states(one: Store, other: Store, name: str, neighbour: str) -> None:
     _require_off(one.read(name))
     seen: list[MaintenanceState | None] = []
-    one.publish(name, _remembering(published(lambda _: MaintenanceState()), seen))
+    one.publish(name, _record(with_new_epoch(lambda _: MaintenanceState()), seen))
     _require_off(seen[0])
 
     now = datetime.now(UTC).replace(microsecond=123_000)
@@ -294,7 +294,7 @@ def _check_states(one: Store, other: Store, name: str, neighbour: str) -> None:
         close_after=1.5,
         bypass=f"sha256:{'0' * 64}",
     ).replace(**{"of-a-newer-release": {"kept": [1, 2.5, None]}})
-    returned = one.publish(name, _remembering(published(lambda _: wanted), seen))
+    returned = one.publish(name, _record(with_new_epoch(lambda _: wanted), seen))
     for what, state in (
         ("publish() must return what change() returned", returned),
         ("read() must return what was published", one.read(name)),
@@ -344,7 +344,7 @@ def _check_race(one: Store, other: Store, name: str) -> None:
             state = present or MaintenanceState()
             return state.replace(holders=(*state.holders, f"racer-{number}"))
 
-        return (one, other)[number % 2].publish(name, published(change)).epoch
+        return (one, other)[number % 2].publish(name, with_new_epoch(change)).epoch
 
     epochs = _at_once(enter)
     state = one.read(name) or MaintenanceState()
@@ -360,7 +360,7 @@ def _check_race(one: Store, other: Store, name: str) -> None:
 
 
 def _check_end(one: Store, other: Store, name: str) -> None:
-    other.publish(name, published(lambda _: MaintenanceState()))
+    other.publish(name, with_new_epoch(lambda _: MaintenanceState()))
     after = one.read(name)
     _require(
         after is not None and not after.enabled, "it must be possible to switch off"
@@ -383,7 +383,7 @@ def _check_reports(
     one.remove(name, report.id)
     _require(not one.roster(name).generation, "remove() must make no roster")
 
-    receipt = _reported(one, name, report)
+    receipt = _report(one, name, report)
     _require(
         receipt.generation and receipt.complete and not receipt.replaced,
         "the first report must make a complete roster, as its worker remembers none:"
@@ -401,7 +401,7 @@ def _check_reports(
             "uncounted": 2,
         }
     )
-    again = _reported(one, name, report)
+    again = _report(one, name, report)
     _require(
         again.replaced and again.generation == receipt.generation,
         f"a second report must replace the first one: {again!r}",
@@ -417,8 +417,8 @@ def _check_reports(
             f"the roster must list its one member: {roster.members!r}",
         )
         _require(
-            [_as_reported(worker) for worker in roster.workers]
-            == [_as_reported(report)],
+            [_without_additions(worker) for worker in roster.workers]
+            == [_without_additions(report)],
             f"the roster must have the last report: {roster.workers!r} is not"
             f" {report!r}",
         )
@@ -455,7 +455,7 @@ def _check_marks(one: FencedStore, other: FencedStore, name: str) -> None:
         kept == new and not one.roster(name).complete,
         "confirm(complete=True) must hold for the generation that was judged",
     )
-    receipt = _reported(one, name, _as_reported(roster.workers[0]))
+    receipt = _report(one, name, _without_additions(roster.workers[0]))
     _require(
         receipt.generation == new and not receipt.complete and receipt.replaced,
         f"report() must return the present generation and mark: {receipt!r}",
@@ -473,7 +473,7 @@ def _check_removal(one: FencedStore, other: FencedStore, name: str) -> None:
     roster = one.roster(name)
     new = other.confirm(name, roster.generation, complete=False)
     second = _new_report(generation="of another roster")
-    receipt = _reported(other, name, second)
+    receipt = _report(other, name, second)
     _require(
         receipt.generation == new and not receipt.replaced,
         f"a worker that joins must be in the roster that is there: {receipt!r}",
@@ -491,7 +491,7 @@ def _check_removal(one: FencedStore, other: FencedStore, name: str) -> None:
         not roster.members and not roster.workers,
         f"remove() must take the last one too: {roster!r}",
     )
-    receipt = _reported(one, name, _new_report())
+    receipt = _report(one, name, _new_report())
     _require(
         not receipt.complete and receipt.generation == new,
         "a roster must stay marked when its last worker has left",
@@ -499,7 +499,7 @@ def _check_removal(one: FencedStore, other: FencedStore, name: str) -> None:
 
 
 def _check_joining(one: FencedStore, other: FencedStore, name: str) -> None:
-    receipt = _reported(one, name, _new_report(generation="lost"))
+    receipt = _report(one, name, _new_report(generation="lost"))
     _require(
         not receipt.complete and receipt.generation not in {"", "lost"},
         "a roster that is made by a worker that remembers another one must not be"
@@ -508,7 +508,7 @@ def _check_joining(one: FencedStore, other: FencedStore, name: str) -> None:
     reports = [_new_report() for _ in range(RACERS)]
 
     def join(number: int) -> str:
-        return _reported((one, other)[number % 2], name, reports[number]).generation
+        return _report((one, other)[number % 2], name, reports[number]).generation
 
     generations = set(_at_once(join))
     roster = one.roster(name)
@@ -530,7 +530,7 @@ def _new_report(generation: str | None = None) -> WorkerReport:
     )
 
 
-def _reported(store: FencedStore, name: str, report: WorkerReport) -> Receipt:
+def _report(store: FencedStore, name: str, report: WorkerReport) -> Receipt:
     receipt = store.report(name, report)
     _require(
         isinstance(receipt, Receipt), f"report() must return a Receipt, not {receipt!r}"
@@ -542,9 +542,9 @@ def _with_epoch(epoch: int, before: MaintenanceState | None) -> MaintenanceState
     return (before or MaintenanceState()).replace(epoch=epoch, message="too old")
 
 
-def _as_reported(report: WorkerReport) -> WorkerReport:
+def _without_additions(report: WorkerReport) -> WorkerReport:
     # Without what a store adds: a lock, and what it knows of the worker.
-    return report.listed("alive", 0).model_copy(update={"lock": None})
+    return report.with_liveness("alive", 0).model_copy(update={"lock": None})
 
 
 def _at_once(work: Callable[[int], Result]) -> list[Result]:

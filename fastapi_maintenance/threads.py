@@ -40,7 +40,7 @@ def _executor_code() -> CodeType | None:
 _ANYIO: Final = _anyio_code()
 _EXECUTOR: Final = _executor_code()
 _WAITING: Final = queue.Queue.get.__code__
-_PARTS: Final = 200
+_MAX_PARTS: Final = 200
 """How much of what an executor runs is looked through."""
 
 
@@ -70,11 +70,11 @@ def _context_of(frame: FrameType | None) -> Context | None:
         if frame.f_code is _ANYIO or frame.f_code is _EXECUTOR:
             local = frame.f_locals
             try:
-                found = local.get("context")
+                if frame.f_code is _EXECUTOR:
+                    return _bound_context(local.get("self"))
                 if _is_idle(local.get("self"), above):
                     return None
-                if frame.f_code is _EXECUTOR:
-                    found = _bound_context(local.get("self"))
+                found = local.get("context")
                 return found if isinstance(found, Context) else None
             finally:
                 # Python 3.11 keeps this copy, and with it the arguments of a call that
@@ -107,21 +107,21 @@ def _bound_context(item: object) -> Context | None:
     """
     # Python 3.14 has ``task`` in place of ``fn`` and ``args``.
     parts = [getattr(item, name, None) for name in ("fn", "args", "task")]
-    for part in islice(parts, _PARTS):  # They grow.
+    for part in islice(parts, _MAX_PARTS):  # The loop appends to parts.
         if isinstance(part, Context):
             return part
         if isinstance(part, tuple):
-            parts.extend(part[:_PARTS])
+            parts.extend(part[:_MAX_PARTS])
         elif isinstance(part, partial):
             parts.extend((part.func, part.args))
         elif isinstance(part, BuiltinMethodType):
             parts.append(part.__self__)
         elif isinstance(part, FunctionType):
-            parts.extend(map(_content, part.__closure__ or ()))
+            parts.extend(map(_cell_content, part.__closure__ or ()))
     return None
 
 
-def _content(cell: CellType) -> object:
+def _cell_content(cell: CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # It is empty.

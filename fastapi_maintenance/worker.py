@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from time import monotonic
@@ -18,16 +18,19 @@ from typing import Final, Protocol, Self
 
 from . import threads
 from .fence import Oldest, WorkerReport
+from .garbage import Garbage
 from .log import logger
+from .notifier import ChangeNotifier
 from .processes import ProcessIdentity
 from .state import MaintenanceState
+
+STALE: Final = 1.0
+"""Seconds without a look of the keeper after which a request reads a local store."""
 
 REMEMBERED_TAGS: Final = 100
 """Publications by which a worker notices that a store was rolled back."""
 
 _COLLECTING: Final = Oldest(route="(closing abandoned streams)", seconds=0.0)
-
-Listener = Callable[[MaintenanceState], object]
 
 _admission: ContextVar[Admission | None] = ContextVar(
     "fastapi_maintenance", default=None
@@ -164,6 +167,11 @@ class Admission:
 class Worker:
     """This process as a worker of one switch: it counts, and knows the state.
 
+    Args:
+        name: The switch.
+        title: The switch and its place, for the log.
+        read: Reads the store, where that is quick enough for a request.
+
     Attributes:
         name: The switch.
         title: The switch and its place, for the log.
@@ -175,22 +183,23 @@ class Worker:
         edited: A state that was edited by hand and could not be published.
         current: What was admitted under ``state``, the oldest first.
         old: What was admitted before it.
-        read: Reads the store, where an admission may do that.
         checked: When a store was last read, by the monotonic clock.
-        collecting: Whether garbage is to be collected before the worker is drained.
-        collected: The epoch, and the number of older requests, at the last collection.
-        uncollected: The same, where the last report waits for one; else None.
-        served: Whether anything was admitted since that was done.
+        garbage: When garbage has to be collected before the worker is drained.
         stale_after: Seconds after which an admission reads the store itself.
         notifier: Tells of changes.
     """
 
-    def __init__(self, name: str, title: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        read: Callable[[], MaintenanceState | None] | None = None,
+    ) -> None:
         self.name = name
         self.title = title
         self.notifier: ChangeNotifier = ChangeNotifier(title)
-        self.read: Callable[[], MaintenanceState | None] | None = None
-        self.stale_after: float = float("inf")
+        self._read = read
+        self.stale_after: float = STALE if read is not None else float("inf")
         self.reset()
 
     def reset(self) -> None:
@@ -207,12 +216,10 @@ class Worker:
         self.current: dict[Admission, None] = {}
         self.old: dict[Admission, None] = {}
         self.checked: float = 0.0
-        self.collecting: bool = False
-        self.collected: tuple[int, int] = (0, 0)
-        self.uncollected: tuple[int, int] | None = None
-        self.served: bool = False
-        self._uncounted: str | None = None
-        self._close_at: float | None = None
+        self.garbage: Garbage = Garbage()
+        self._uncountable: str | None = None
+        # When older work is asked to end, and the adoption that it is older than.
+        self._closing: list[tuple[float, float]] = []
         self._tags: deque[str] = deque(maxlen=REMEMBERED_TAGS)
         # Reentrant: a finalizer that the garbage collector runs in here may admit work.
         self._lock = threading.RLock()
@@ -239,7 +246,9 @@ class Worker:
         with self._lock:
             if not self.joined or self.current or self.old:
                 return False
-            if self.uncollected is not None or self._left_behind(None):
+            # What is exempt too: only the application can tell, and its code must not
+            # run under the lock.
+            if self.garbage.is_pending or self._at_work(None):
                 return False
             self.joined = False
             self.generation = None
@@ -259,7 +268,7 @@ class Worker:
                 return None
             self.current[admission] = None
             admission.state = self.state
-            self.served = True
+            self.garbage.served = True
         if now - self.checked > self.stale_after:
             self._read_for(admission)
         return admission
@@ -312,39 +321,47 @@ class Worker:
 
     def close_due(self) -> None:
         """Ask older work to end, if ``close_after`` has passed."""
-        due = self._close_at
-        if due is None or monotonic() < due:
+        if not self._closing:
             return
-        self._close_at = None
-        for admission in self.old.copy():
+        now = monotonic()
+        with self._lock:
+            due = [adopted for moment, adopted in self._closing if moment <= now]
+            self._closing = [entry for entry in self._closing if entry[0] > now]
+        for admission in self.old.copy() if due else ():
+            if admission.started > max(due):
+                continue  # It was let in under maintenance.
             try:
                 admission.close()
             except Exception:
                 logger.exception("maintenance: work could not be asked to end")
 
+    def collect_garbage(self) -> bool:
+        """Collect garbage if the last report waits for it; tell whether it was done."""
+        return self.garbage.collect(lambda: bool(self.current or self.old))
+
     def mark_uncounted(self, why: str) -> None:
         """Say once, in the log and in reports, that work here cannot be counted."""
-        if self._uncounted is None:
-            self._uncounted = why
+        if self._uncountable is None:
+            self._uncountable = why
             logger.error("maintenance: %s is not counted: %s", self.title, why)
 
     def own_admission(self) -> Admission | None:
         """Return the innermost admission of this worker that the caller runs under."""
         return next((found for found in held() if found.worker is self), None)
 
-    def own_requests(self) -> int:
-        """Return 1 if the calling code is a counted request or block, else 0."""
+    def is_inside_admission(self) -> bool:
+        """Tell whether the calling code is itself a counted request or block."""
         # The innermost alone: a server may serve several requests in one context.
         own = self.own_admission()
-        return int(own is not None and own.is_own())
+        return own is not None and own.is_own()
 
     @property
     def is_draining(self) -> bool:
-        """Whether older work is in flight, or is to be asked to end."""
-        return bool(self.old) or self._close_at is not None
+        """Whether older work is in flight."""
+        return bool(self.old)
 
-    def report(self) -> WorkerReport:
-        """Return the report of this moment."""
+    def make_report(self) -> WorkerReport:
+        """Return the report of this moment; drop what turned out to be exempt."""
         if self.state.enabled:
             # Only a drain looks so closely: there can be many long streams.
             self.drop_exempt()
@@ -353,14 +370,11 @@ class Worker:
         now = monotonic()
         with self._lock:
             # Before the threads: a request that ends in between is in one of them.
-            state, old, current = self.state, self.old.copy(), self.current.copy()
-            collecting = self.collecting
+            state, old, current = self.state, [*self.old], [*self.current]
         left = self._left_behind(state) if state.enabled else []
         older = len(old) + len(left)
-        # Each request that ends may have left a generator open.
-        collects = collecting and (state.epoch, older) != self.collected
-        self.uncollected = (state.epoch, older) if collects else None
-        uncounted = self._uncounted is not None or self.edited is not None
+        collects = self.garbage.is_due(state.epoch, older)
+        uncounted = self._uncountable is not None or self.edited is not None
         return WorkerReport(
             id=self.id,
             host=self.host,
@@ -373,27 +387,32 @@ class Worker:
             old=older or int(collects),
             oldest=_COLLECTING
             if collects and not older
-            else _oldest([*old, *left] or current, now),
+            else _oldest(old + left or current, now),
             left_behind=len(left),
             uncounted=int(uncounted),
         )
 
     def _adopt(self, state: MaintenanceState) -> None:
         self.state = state
-        self.collecting = state.enabled and self.served
+        self.garbage.adopted(enabled=state.enabled)
         self.old.update(self.current)
         self.current.clear()
         self.edited = None
         self._tags.append(state.tag)
-        seconds = state.close_after if state.enabled and self.old else None
-        self._close_at = None if seconds is None else monotonic() + seconds
+        if not state.enabled:
+            self._closing.clear()
+        elif state.close_after is not None and self.old:
+            # What an earlier publication asked to end still has its own time, even if
+            # this one asks for nothing.
+            now = monotonic()
+            self._closing.append((now + state.close_after, now))
 
     def _read_for(self, admission: Admission) -> None:
         """Read the store for an admission, as its keeper has not for too long."""
         # A process that was stopped and goes on admits before its keeper has run.
         found = None
         try:
-            found = self.read() if self.read is not None else None
+            found = self._read() if self._read is not None else None
         except Exception:  # noqa: BLE001  # the last state stands; the keeper logs
             return
         if found is None:
@@ -405,93 +424,38 @@ class Worker:
         if not found.tag or found.tag == self.state.tag:
             admission.state = found
 
-    def _left_behind(self, present: MaintenanceState | None) -> list[Admission]:
-        """Return the ended admissions for which threads still work.
+    def _left_behind(self, present: MaintenanceState) -> list[Admission]:
+        """Return the ended admissions of older states for which threads still work."""
+        found = []
+        for chain in self._at_work(present):
+            # Work that counts itself can run inside of an exempt request.
+            counted = [one for one in chain if not _is_exempt(one.label)]
+            if counted and counted[-1].ended:
+                found.append(counted[-1])
+        return found
+
+    def _at_work(self, present: MaintenanceState | None) -> list[list[Admission]]:
+        """Return for each thread at work the admissions that it works for.
 
         Args:
             present: Those of this state are left out.
+
+        Returns:
+            The innermost first, exempt and ended ones too.
         """
-        found = []
+        chains = []
         for context in threads.contexts_at_work():
+            chain = []
             admission = context.get(_admission)
-            oldest = None
             while admission is not None:
-                if (
-                    admission.worker is self
-                    and admission.state is not present
-                    # Work that counts itself can run inside of an exempt request.
-                    and not _is_exempt(admission.label)
-                ):
-                    oldest = admission
+                # By identity: an edit that could not be published has the epoch and the
+                # tag of the state that it replaces.
+                if admission.worker is self and admission.state is not present:
+                    chain.append(admission)
                 admission = admission.outer
-            if oldest is not None and oldest.ended:
-                found.append(oldest)
-        return found
-
-
-class ChangeNotifier:
-    """Tells listeners of each change once and in order, in a thread of its own.
-
-    Args:
-        title: The switch and its place, for the log.
-    """
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._listeners: list[Listener] = []
-        self._states: deque[MaintenanceState] = deque()
-        self._lock = threading.Lock()
-        self._running = False
-
-    def listen(self, listener: Listener) -> None:
-        """Call a function with each change."""
-        self._listeners.append(listener)
-
-    def notify(self, state: MaintenanceState, before: MaintenanceState) -> None:
-        """Log a state and call the listeners, if it differs from the one before it."""
-        if _content(state) == _content(before):
-            return  # A drain publishes the same state again.
-        logger.info(
-            "maintenance is %s: %s, epoch %d, by %s%s",
-            "on" if state.enabled else "off",
-            self._title,
-            state.epoch,
-            state.actor or "an unnamed operator",
-            f": {state.message}" if state.message else "",
-        )
-        if not self._listeners:
-            return
-        with self._lock:
-            self._states.append(state)
-            if self._running:
-                return
-            self._running = True
-        try:
-            threading.Thread(
-                target=self._run, name="fastapi-maintenance changes", daemon=True
-            ).start()
-        except RuntimeError:  # No more threads, or the end of the process.
-            self._running = False
-            logger.exception("maintenance: listeners are not told of a change")
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._states:
-                    self._running = False
-                    return
-                state = self._states.popleft()
-            for listener in tuple(self._listeners):
-                try:
-                    listener(state)
-                except Exception:
-                    logger.exception("on_change failed for epoch %d", state.epoch)
-
-    def reset(self) -> None:
-        """Begin again after a fork, in which no thread lives on."""
-        self._lock = threading.Lock()
-        self._running = False
-        self._states.clear()
+            if chain:
+                chains.append(chain)
+        return chains
 
 
 @contextmanager
@@ -516,18 +480,14 @@ def _is_exempt(label: str | UnresolvedLabel) -> bool:
     return not isinstance(label, str) and label.is_exempt()
 
 
-def _oldest(admissions: Iterable[Admission], now: float) -> Oldest | None:
-    first = next(iter(admissions), None)
-    if first is None:
+def _oldest(admissions: Collection[Admission], now: float) -> Oldest | None:
+    if not admissions:
         return None
+    first = min(admissions, key=lambda admission: admission.started)
     label = str(first.label)
     if first.ended:
         label += " (left behind by its request)"
     return Oldest(route=label, seconds=round(max(0.0, now - first.started), 3))
-
-
-def _content(state: MaintenanceState) -> MaintenanceState:
-    return state.model_copy(update={"epoch": 0, "tag": "", "close_after": None})
 
 
 def _unended(admission: Admission | None) -> Admission | None:

@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from fastapi.testclient import TestClient
+
+T = TypeVar("T")
 Message = MutableMapping[str, Any]  # as Starlette spells it
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[
@@ -87,6 +90,12 @@ async def handshake(
     del whole["method"]
     await app({**whole, "path": path, **scope}, receive, collect)
     return answer
+
+
+def on_loop(client: TestClient, work: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function on the event loop of a client's application."""
+    assert client.portal is not None
+    return client.portal.call(work)
 
 
 _HTTP: dict[str, object] = {

@@ -15,9 +15,8 @@ from fastapi_maintenance import (
     StoreError,
     WorkerReport,
 )
-from fastapi_maintenance.fence import SILENT_AFTER, Liveness, Membership, joined
-
-PATIENCE = 30.0
+from fastapi_maintenance.fence import SILENT_AFTER, Liveness, Membership, with_member
+from tests.waiting import until
 
 
 class Server:
@@ -88,7 +87,7 @@ class TwoMethods:
 
         From then on it sleeps, unless it is woken or older work is in flight.
         """
-        until(lambda: self.calls.count("read") > 1, "the keeper looks")
+        until(lambda: self.calls.count("read") > 1, what="the keeper looks")
 
     def _call(self, method: str) -> None:
         self.calls.append(method)
@@ -109,7 +108,7 @@ class OwnStore(TwoMethods):
         self._call("report")
         server = self.server
         with server.lock:
-            membership = joined(server.membership, report, time.monotonic())
+            membership = with_member(server.membership, report, time.monotonic())
             server.membership = membership
             replaced = report.id in server.reports
             server.reports[report.id] = report, time.monotonic()
@@ -129,7 +128,7 @@ class OwnStore(TwoMethods):
                 liveness: Liveness = "silent" if age > SILENT_AFTER else "alive"
                 if report.id in self.server.dead:
                     liveness = "dead"
-                workers.append(report.listed(liveness, age))
+                workers.append(report.with_liveness(liveness, age))
             return Roster(
                 generation=membership.generation,
                 complete=membership.complete,
@@ -144,7 +143,7 @@ class OwnStore(TwoMethods):
         with self.server.lock:
             if self.server.membership is None:
                 return ""
-            self.server.membership = self.server.membership.confirmed(
+            self.server.membership = self.server.membership.with_completeness(
                 generation, complete=complete, now=time.monotonic()
             )
             return self.server.membership.generation
@@ -156,11 +155,3 @@ class OwnStore(TwoMethods):
             if self.server.membership is not None:
                 self.server.membership = self.server.membership.without(worker)
             self.server.reports.pop(worker, None)
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until a condition holds; fail with its name when it never does."""
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends, f"not within {PATIENCE} s: {what or condition}"
-        time.sleep(0.002)

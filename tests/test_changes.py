@@ -15,13 +15,13 @@ from fastapi_maintenance.changes import (
     EnableOptions,
     HeldError,
     default_actor,
-    digest_of,
-    hashed,
-    is_no_looser,
+    is_at_least_as_strict,
     new_holder,
     new_token,
     others_holding,
-    published,
+    token_digest,
+    validated_token_digest,
+    with_new_epoch,
 )
 from fastapi_maintenance.state import OPERATOR
 
@@ -37,6 +37,35 @@ def turned_on(before: MaintenanceState | None = None, **options: Any) -> Any:
     return CHANGES.turn_on(before, EnableOptions(**options))
 
 
+class TestEndedWindow:
+    """A window that ``auto_off`` has ended is off, though nothing was published."""
+
+    ENDED = MaintenanceState(
+        enabled=True,
+        since=NOW - 2 * HOUR,
+        until=NOW - HOUR,
+        auto_off=True,
+        bypass=validated_token_digest("t" * 16),
+        kept=1,
+    )
+
+    def test_on_begins_again(self) -> None:
+        """Its token lets no request in any more, and its beginning is over."""
+        state = turned_on(self.ENDED)
+        assert (state.since, state.bypass, state.auto_off) == (NOW, None, False)
+        assert state.model_extra == {"kept": 1}
+
+    def test_hold_begins_again(self) -> None:
+        """``run`` and ``maintenance()`` work on the day after."""
+        state = CHANGES.add_hold(self.ENDED, EnableOptions(), "job#1")
+        assert CHANGES.make_drainable(state).holders == ("job#1",)
+
+    def test_it_cannot_be_drained(self) -> None:
+        """It is open, and the error says so."""
+        with pytest.raises(CannotDrainError, match="maintenance is off"):
+            CHANGES.make_drainable(self.ENDED)
+
+
 class TestTurningOn:
     """``on`` and ``enable``."""
 
@@ -46,6 +75,13 @@ class TestTurningOn:
         assert (state.enabled, state.starts_at, state.since) == (True, None, NOW)
         assert (state.message, state.actor, state.holders) == ("m", "a", ())
         assert not state.needs_clock
+
+    def test_planned_window_that_has_begun_goes_on(self) -> None:
+        """It began when it was planned, and not at this moment."""
+        planned = MaintenanceState(enabled=True, starts_at=NOW - HOUR)
+        assert turned_on(planned, message="m").since == NOW - HOUR
+        planned = MaintenanceState(enabled=True, starts_at=NOW + HOUR)
+        assert turned_on(planned, message="m").since == NOW
 
     def test_start_ahead_is_a_plan(self) -> None:
         """With a start ahead it begins then, and its length counts from there."""
@@ -84,7 +120,9 @@ class TestTurningOn:
             ({"until": timedelta(0)}, "longer than 0 seconds"),
             ({"until": -HOUR}, "longer than 0 seconds"),
             ({"at": datetime(2031, 1, 1)}, "timezone"),  # noqa: DTZ001  # the mistake
-            ({"message": ""}, "1 to 2000"),
+            ({"message": ""}, "must not be blank"),
+            ({"message": "x" * 2001}, "1 to 2000"),
+            ({"retry_after": True}, "must be seconds or a timedelta"),
             ({"retry_after": -1}, "must be 0 to"),
             ({"bypass_token": "short"}, "at least 16 characters"),
             ({"bypass_token": "with space in it"}, "visible ASCII"),
@@ -124,10 +162,12 @@ class TestTurningOn:
         """A token outlives later changes, and neither a new one nor switching off."""
         token, other = "t" * 16, "u" * 16
         first = turned_on(bypass_token=token)
-        assert first.bypass == digest_of(token)
+        assert first.bypass == validated_token_digest(token)
         assert token not in first.to_json()
-        assert turned_on(first).bypass == digest_of(token)
-        assert turned_on(first, bypass_token=other).bypass == digest_of(other)
+        assert turned_on(first).bypass == validated_token_digest(token)
+        assert turned_on(first, bypass_token=other).bypass == validated_token_digest(
+            other
+        )
         assert turned_on(CHANGES.turn_off(first)).bypass is None
 
     def test_unknown_keys_are_kept_and_those_of_a_drain_are_not(self) -> None:
@@ -218,7 +258,10 @@ class TestHolding:
         )
         state = CHANGES.add_hold(HELD.replace(read_only=True), asked, "job#2")
         assert (state.message, state.actor, state.until) == ("m", "ada", NOW + HOUR)
-        assert (state.retry_after, state.bypass) == (9, digest_of("t" * 16))
+        assert (state.retry_after, state.bypass) == (
+            9,
+            validated_token_digest("t" * 16),
+        )
         assert (state.holders, state.read_only) == (("job#1", "job#2"), True)
 
     def test_last_one_to_leave_opens(self) -> None:
@@ -253,38 +296,38 @@ class TestConfirming:
     ) -> None:
         """A state that is off, planned, or ends by a clock cannot be drained."""
         with pytest.raises(CannotDrainError, match=says):
-            CHANGES.confirm(state)
+            CHANGES.make_drainable(state)
 
     def test_window_that_has_begun_loses_its_clock(self) -> None:
         """Once it has begun, no worker's clock can doubt it any more."""
         begun = MaintenanceState(enabled=True, starts_at=NOW - HOUR)
-        state = CHANGES.confirm(begun, 3.0)
+        state = CHANGES.make_drainable(begun, 3.0)
         assert (state.since, state.starts_at, state.close_after) == (
             NOW - HOUR,
             None,
             3.0,
         )
-        assert CHANGES.confirm(state).close_after is None
+        assert CHANGES.make_drainable(state).close_after is None
 
 
 def test_publication_has_an_epoch_above_all_that_is_known() -> None:
     """An epoch is above the stored one and those of workers; its tag is new."""
     stored = MaintenanceState(epoch=2**51)
-    change = published(lambda _: ON, above=[2**52, 3])
+    change = with_new_epoch(lambda _: ON, above=[2**52, 3])
     state = change(stored)
     assert (state.epoch, len(state.tag)) == (2**52 + 1, 16)
     # A store that tries again publishes the same thing.
     assert change(stored) == state
     assert change(None).tag == state.tag
-    assert published(lambda _: ON)(stored).epoch == 2**51 + 1
-    assert published(lambda _: ON)(stored).tag != state.tag
+    assert with_new_epoch(lambda _: ON)(stored).epoch == 2**51 + 1
+    assert with_new_epoch(lambda _: ON)(stored).tag != state.tag
 
 
 def test_state_of_a_newer_release_is_left_alone() -> None:
     """What this release does not understand, it does not replace."""
     newer = MaintenanceState.from_json('{"version": 2, "enabled": true}')
     with pytest.raises(StoreError, match="upgrade fastapi-maintenance-guard here"):
-        published(lambda _: ON)(newer)
+        with_new_epoch(lambda _: ON)(newer)
 
 
 @pytest.mark.parametrize(
@@ -302,19 +345,19 @@ def test_state_that_lets_more_in_is_looser(
     after: dict[str, Any], no_looser: bool
 ) -> None:
     """A state is looser if it lets in anything that the other one refuses."""
-    assert is_no_looser(ON.replace(**after), ON) is no_looser
-    assert is_no_looser(ON.replace(read_only=True), ON.replace(read_only=True))
-    assert is_no_looser(ON, ON.replace(read_only=True))
+    assert is_at_least_as_strict(ON.replace(**after), ON) is no_looser
+    assert is_at_least_as_strict(ON.replace(read_only=True), ON.replace(read_only=True))
+    assert is_at_least_as_strict(ON, ON.replace(read_only=True))
 
 
 def test_tokens_are_stored_as_digests() -> None:
     """A token is random, and what is stored does not give it away."""
     token = new_token()
     assert token != new_token()
-    assert digest_of(token) == hashed(token.encode())
-    assert token not in digest_of(token)
+    assert validated_token_digest(token) == token_digest(token.encode())
+    assert token not in validated_token_digest(token)
     with pytest.raises(ValueError, match="visible ASCII"):
-        digest_of("semicolon;semicolon")
+        validated_token_digest("semicolon;semicolon")
 
 
 def test_actor_is_who_runs_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -451,6 +451,25 @@ def commands() -> dict[str, Any]:
     return dict(group.commands)
 
 
+OTHER_NAMES = [
+    "MaintenanceModeMiddleware",
+    *("backend=", "enable_maintenance=", "exempt_handler=", "response_handler="),
+    *("force_maintenance_mode_off", "force_maintenance_mode_on", "maintenance_mode_on"),
+    *("configure_backend", "get_maintenance_mode", "set_maintenance_mode"),
+    *("BaseStateBackend", "EnvVarBackend", "LocalFileBackend"),
+    *("FASTAPI_MAINTENANCE_MODE", "fastapi-maintenance status", "Retry-After: 3600"),
+    *("--backend", "--file-path", "--var-name"),
+]
+
+
+def test_every_name_of_the_other_package_has_an_answer() -> None:
+    """The left column has all that fastapi-maintenance 0.0.5 gave to its users."""
+    text = (DOCS / "coming-from.md").read_text()
+    cells = re.findall(r"^\| (.+?) \| .+ \|$", text, re.MULTILINE)
+    left = "".join(cells)
+    assert [name for name in OTHER_NAMES if name not in left] == []
+
+
 def test_every_command_is_documented() -> None:
     """The page has a section for each command, and for no other."""
     assert set(sections()) - {"Exit codes", "For scripts"} == set(commands())

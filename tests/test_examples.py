@@ -1,18 +1,14 @@
 """Each file of `examples/` does what it says, run as it stands."""
 
-import importlib.util
 import os
 import secrets
 import sqlite3
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
-from typing import TypeVar
 
 import anyio
 import jwt
@@ -22,35 +18,18 @@ from fastapi.testclient import TestClient
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore
 from fastapi_maintenance.testing import check_store
+from tests.calls import on_loop
+from tests.examples import EXAMPLES, Load, loader
 from tests.guard.support import in_flight
-from tests.stores.redis_server import until
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-Load = Callable[..., ModuleType]
-T = TypeVar("T")
+from tests.waiting import until
 
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Return what imports an example again, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FASTAPI_MAINTENANCE_STORE", raising=False)
     monkeypatch.syspath_prepend(str(EXAMPLES))
-
-    def load(name: str, **variables: str) -> ModuleType:
-        for variable, value in variables.items():
-            monkeypatch.setenv(variable, value)
-        path = EXAMPLES.joinpath(*name.split(".")).with_suffix(".py")
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return loader(EXAMPLES, monkeypatch)
 
 
 @contextmanager
@@ -60,12 +39,6 @@ def served(
     """Run an application with its lifespan."""
     with TestClient(app, client=client) as running:
         yield running
-
-
-def call(client: TestClient, work: Callable[[], Awaitable[T]]) -> T:
-    """Run a coroutine function on the event loop of the application."""
-    assert client.portal is not None
-    return client.portal.call(work)
 
 
 def status(
@@ -86,14 +59,14 @@ def test_health_and_admin(load: Load) -> None:
     """The health check and admins get through; its near namesake does not."""
     example = load("health_and_admin", ADMIN_KEY="s3cret-key")
     with served(example.app) as client:
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client, "/health") == 200
         assert status(client, "/healthcare-records") == 503
         admin = {"X-Admin-Key": "s3cret-key"}
         assert status(client, "/healthcare-records", admin) == 200
         wrong = {"X-Admin-Key": "s3cret-kez"}
         assert status(client, "/healthcare-records", wrong) == 503
-        call(client, example.guard.disable)
+        on_loop(client, example.guard.disable)
         assert status(client, "/healthcare-records") == 200
 
 
@@ -107,7 +80,7 @@ def test_sync_and_async_handlers(load: Load) -> None:
     """Either handler lets its people in; other clients are refused."""
     example = load("sync_and_async_handlers")
     with served(example.app) as client:
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client) == 503
         assert status(client, headers={"X-User": "ada"}) == 200
         assert status(client, headers={"X-Team": "support"}) == 200
@@ -129,7 +102,7 @@ def test_jwt_role(load: Load) -> None:
         return {"Authorization": f"Bearer {jwt.encode(claims, key, 'HS256')}"}
 
     with served(example.app) as client:
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client, headers=bearer(good)) == 200
         for claim in ("aud", "iss", "exp", "role"):
             without = {name: value for name, value in good.items() if name != claim}
@@ -161,7 +134,7 @@ def test_internal_networks(load: Load, host: str, expected: int) -> None:
     """Addresses of the networks get through; names that look like one do not."""
     example = load("internal_networks")
     with served(example.app, client=(host, 50000)) as client:
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client) == expected
 
 
@@ -169,12 +142,12 @@ def test_reads_stay_open(load: Load) -> None:
     """Reads are served and writes refused, with the message."""
     example = load("reads_stay_open")
     with served(example.app) as client:
-        call(client, example.freeze)
+        on_loop(client, example.freeze)
         assert status(client, "/articles") == 200
         refused = client.post("/articles?title=second")
         assert refused.status_code == 503
         assert refused.json() == {"detail": "Articles are read-only"}
-        call(client, example.guard.disable)
+        on_loop(client, example.guard.disable)
         assert client.post("/articles?title=second").status_code == 200
 
 
@@ -183,7 +156,7 @@ def test_database_user(load: Load) -> None:
     example = load("database_user")
     with served(example.app) as client:
         assert status(client, "/me", {"X-Token": "unknown"}) == 401
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client, "/me", {"X-Token": "t-ada"}) == 200
         assert status(client, "/me", {"X-Token": "t-bob"}) == 503
         assert status(client, "/me", {"X-Token": "unknown"}) == 503
@@ -206,7 +179,7 @@ def test_own_lifespan(load: Load) -> None:
     example = load("own_lifespan")
     with served(example.app) as client:
         assert client.get("/").json() == 1
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client) == 503
     assert example.pool == []
 
@@ -216,9 +189,9 @@ def test_own_store(load: Load, tmp_path: Path) -> None:
     example = load("own_store")
     with served(example.app) as client:
         assert status(client) == 200
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client) == 503
-        report = call(client, lambda: example.guard.drain(timeout=0.1))
+        report = on_loop(client, lambda: example.guard.drain(timeout=0.1))
         assert report.outcome == "unknown"
     check_store(lambda: example.TableStore("shop.sqlite"))
     with served(load("own_store").app) as client:
@@ -233,9 +206,9 @@ def test_own_store_with_reports(load: Load) -> None:
     """With reports in the same table, a drain knows the worker and its request."""
     example = load("own_store_with_reports")
     with served(example.app) as client:
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client) == 503
-        report = call(client, lambda: example.guard.drain(timeout=20))
+        report = on_loop(client, lambda: example.guard.drain(timeout=20))
         assert report.drained
         assert len(report.workers) == 1
 
@@ -244,13 +217,13 @@ def test_several_switches(load: Load) -> None:
     """One switch closes its router only, the other one everything."""
     example = load("several_switches")
     with served(example.app) as client:
-        call(client, example.payments.enable)
+        on_loop(client, example.payments.enable)
         assert status(client, "/products") == 200
         refused = client.post("/payments")
         assert refused.json() == {"detail": "Payments are under maintenance"}
-        call(client, example.payments.disable)
+        on_loop(client, example.payments.disable)
         assert client.post("/payments").status_code == 200
-        call(client, example.everything.enable)
+        on_loop(client, example.everything.enable)
         assert status(client, "/products") == 503
         assert client.post("/payments").status_code == 503
 
@@ -315,7 +288,7 @@ def test_shop(load: Load) -> None:
             database.execute("UPDATE orders SET state = 'paid'")
         assert migrate.main() == 0
         assert client.get("/products").json()[0]["price_cents"] == 24900
-        call(client, shop.guard.enable)
+        on_loop(client, shop.guard.enable)
         assert status(client, "/products") == 503
         assert status(client, "/health") == 200
         assert status(client, "/docs") == 200
@@ -327,7 +300,7 @@ def test_whole_application(load: Load) -> None:
     with served(example.app) as client:
         assert client.post("/documents", json={"text": "abc"}).json() == 3
         assert status(client, "/reports/today") == 200
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert client.post("/documents", content="no JSON").status_code == 503
         assert status(client, "/reports/today") == 503
         assert status(client, "/reports/health") == 200
@@ -339,7 +312,7 @@ def test_static_files(load: Load) -> None:
     example = load("static_files")
     with served(example.app) as client:
         assert status(client, "/static/app.py") == 200
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         assert status(client, "/static/app.py") == 503
         assert status(client, "/open/app.py") == 200
 
@@ -375,7 +348,7 @@ def test_refusal_page(load: Load, accept: str, expected: str) -> None:
     """Each client gets the form that it asks for, with the same status and header."""
     example = load("refusal_page")
     with served(example.app) as client:
-        call(client, example.guard.enable)
+        on_loop(client, example.guard.enable)
         answer = client.get("/", headers={"Accept": accept})
         assert answer.status_code == 503
         assert answer.headers["Retry-After"] == "300"
@@ -389,7 +362,7 @@ def test_long_streams(load: Load) -> None:
     with served(example.app) as client, ThreadPoolExecutor() as threads:
         stream = threads.submit(client.get, "/ticks")
         until(lambda: in_flight(example.guard))
-        report = call(client, lambda: example.close(0))
+        report = on_loop(client, lambda: example.close(0))
         assert report.drained
         assert stream.result(20).text.endswith("tick\ncome back later\n")
 

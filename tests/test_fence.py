@@ -21,9 +21,9 @@ from fastapi_maintenance.fence import (
     distinct_hosts,
     foresee,
     has_acknowledged,
-    joined,
     judge_number,
     shown_span,
+    with_member,
     worker_status,
 )
 
@@ -55,7 +55,7 @@ def worker(
         tag=tag if seen else "",
         **fields,
     )
-    return report.listed(liveness, age)
+    return report.with_liveness(liveness, age)
 
 
 def behind(name: str = "a", **fields: Any) -> WorkerReport:
@@ -91,7 +91,7 @@ def fence(
     """Return the judge of one drain."""
     return Fence(
         state=STATE,
-        before=roster(behind()) if before is None else before,
+        roster_before=roster(behind()) if before is None else before,
         workers=workers,
         in_process=in_process,
     )
@@ -121,7 +121,7 @@ def test_worker_blocks_until_it_has_acknowledged_and_runs_nothing_older(
 
 
 def test_later_publication_acknowledges_too() -> None:
-    """A worker that has adopted a later state has seen this one, or needs it no more.
+    """A worker that has adopted a later state acknowledges this one too.
 
     It is enough for the answer of ``enable``, and not for a drain.
     """
@@ -253,7 +253,7 @@ class TestSilence:
         assert judge.judge(roster(behind(age=60.0)), CLOCK + 60).outcome == "busy"
 
     def test_proof_of_death_ends_it(self) -> None:
-        """A silent worker whose death is proven is waited for no more."""
+        """A drain stops waiting for a silent worker once its death is proven."""
         judge = fence()
         judge.judge(roster(behind(current=1), worker("b")), CLOCK)
         found = roster(behind(current=1, age=9.0, liveness="dead"), worker("b"))
@@ -486,7 +486,7 @@ def test_own_requests_are_left_out() -> None:
     """A request inside which the drain runs is not waited for; others are."""
 
     def judged(*workers: WorkerReport) -> Outcome:
-        return fence().judge(roster(*workers), CLOCK, {"a": 1}).outcome
+        return fence().judge(roster(*workers), CLOCK, "a").outcome
 
     assert judged(worker(old=1)) == "drained"
     assert judged(worker(old=2)) == "busy"
@@ -531,30 +531,30 @@ class TestMembership:
 
     def test_first_worker_makes_it(self) -> None:
         """It is complete if its maker remembers no older one."""
-        first = joined(None, worker(), 5.0)
+        first = with_member(None, worker(), 5.0)
         assert (first.complete, first.made) == (True, 5.0)
         assert first.members == {"a"}
-        again = joined(None, worker(generation="older"), 5.0)
+        again = with_member(None, worker(generation="older"), 5.0)
         assert not again.complete
         assert again.generation != first.generation
 
     def test_others_join_it(self) -> None:
         """Joining changes the members and nothing else, once."""
-        first = joined(None, worker(), 5.0)
-        both = joined(first, worker("b"), 9.0)
+        first = with_member(None, worker(), 5.0)
+        both = with_member(first, worker("b"), 9.0)
         assert both == first.model_copy(update={"members": {"a", "b"}})
-        assert joined(both, worker("b"), 9.0) is both
+        assert with_member(both, worker("b"), 9.0) is both
         assert both.without("a").members == {"b"}
 
     def test_mark_holds_for_the_generation_that_was_judged(self) -> None:
         """A testimony makes a new generation; completing keeps the present one."""
         first = Membership(generation="g", complete=True, made=1.0)
-        assert first.confirmed("other", complete=False, now=2.0) is first
-        lost = first.confirmed("g", complete=False, now=2.0)
+        assert first.with_completeness("other", complete=False, now=2.0) is first
+        lost = first.with_completeness("g", complete=False, now=2.0)
         assert (lost.complete, lost.made) == (False, 2.0)
         assert lost.generation != "g"
-        assert not lost.confirmed("g", complete=True, now=3.0).complete
-        whole = lost.confirmed(lost.generation, complete=True, now=3.0)
+        assert not lost.with_completeness("g", complete=True, now=3.0).complete
+        whole = lost.with_completeness(lost.generation, complete=True, now=3.0)
         assert (whole.complete, whole.generation) == (True, lost.generation)
 
 
@@ -580,7 +580,7 @@ def test_status_says_what_a_worker_does(
     found: WorkerReport, state: MaintenanceState, status: str
 ) -> None:
     """A few words for people, in which silence is never left out."""
-    assert worker_status(found, state, NOW) == status
+    assert worker_status(found, state, NOW).text == status
 
 
 def test_many_names_are_cut_short() -> None:
@@ -629,6 +629,6 @@ def test_report_sums_up_itself() -> None:
     """A report knows its requests in flight, its name, and how it is listed."""
     report = worker(current=2, old=1)
     assert (report.in_flight, report.name) == (3, "web/97")
-    listed = report.listed("silent", -0.5)
+    listed = report.with_liveness("silent", -0.5)
     assert (listed.liveness, listed.age) == ("silent", 0.0)
-    assert roster(report, behind("b", liveness="dead")).living == (report,)
+    assert roster(report, behind("b", liveness="dead")).not_dead == (report,)

@@ -67,6 +67,19 @@ async def test_handlers_run_on_every_event_loop(handler: Any, exempt: bool) -> N
 
 
 @BACKENDS
+async def test_log_has_what_a_handler_raised_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The traceback of a handler that fails is its own, on asyncio and on Trio."""
+    assert not await HandlerChain(failing, 1.0).exempts(CONNECTION)
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    error = record.exc_info[1]
+    assert error is not None
+    assert error.__context__ is None
+
+
+@BACKENDS
 async def test_hanging_thread_is_left_on_every_event_loop() -> None:
     """A sync handler that hangs does not hold back the answer."""
     released = threading.Event()
@@ -183,9 +196,9 @@ async def test_threads_are_bounded_per_handler(
 @pytest.mark.parametrize(
     ("handlers", "some"), [(None, False), ((), False), ([yes], True), (yes, True)]
 )
-def test_chain_is_true_when_it_has_handlers(handlers: Any, some: bool) -> None:
+def test_chain_knows_whether_it_has_handlers(handlers: Any, some: bool) -> None:
     """A guard without handlers asks nothing."""
-    assert bool(HandlerChain(handlers, 1)) is some
+    assert HandlerChain(handlers, 1).has_handlers is some
 
 
 async def test_callable_without_a_signature_is_accepted(

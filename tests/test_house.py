@@ -1,6 +1,7 @@
 """How the modules may import each other: one direction, no circles."""
 
 import ast
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ ROOT = Path(fastapi_maintenance.__file__).parent
 # own; modules on one line may not import each other, unless the order on the line is
 # from left to right.
 ORDER = [
-    ["checks", "files", "locks", "log", "processes"],
+    ["checks", "files", "garbage", "limiters", "locks", "log", "processes"],
     ["state"],
     ["fence"],
     ["stores"],
     ["stores.memory", "stores.env", "stores.file", "stores.redis", "stores.sql"],
     ["changes"],
-    ["threads", "worker"],
+    ["notifier", "threads", "worker"],
     ["keeper"],
     ["switch"],
     ["_fastapi"],
@@ -56,25 +57,49 @@ def modules() -> list[str]:
     return found
 
 
+def names(path: Path, *, lazy: bool) -> set[str]:
+    """Return the full dotted names of what a file imports, at load time or at all."""
+    package = ".".join([ROOT.name, *path.relative_to(ROOT).parts[:-1]])
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
 def imported(module: str, *, lazy: bool) -> set[str]:
     """Return what a module imports of the package, at load time or at all."""
     path = ROOT.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if lazy else tree.body
+    known = set(modules())
     found = set()
-    for node in nodes:
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        parts = package.split(".") if package else []
-        base = parts[: len(parts) - node.level + 1]
-        target = ".".join([*base, node.module] if node.module else base)
-        known = set(modules())
-        for alias in node.names:
-            inner = f"{target}.{alias.name}" if target else alias.name
-            found.add(inner if inner in known else target)
-    return {name for name in found if name}
+    for name in names(path, lazy=lazy):
+        ours, _, inner = name.partition(".")
+        if ours == ROOT.name:
+            found.add(inner if inner in known else inner.rpartition(".")[0])
+    return found
+
+
+INSIDES = (
+    *("fastapi.dependencies", "fastapi.routing", "fastapi.utils", "fastapi._"),
+    "starlette._",
+)
+"""Modules of others that are no public API."""
+
+
+def test_insides_of_fastapi_are_imported_in_one_place() -> None:
+    """What is not public API is imported by one module only, lazily or not."""
+    found = {
+        path.name
+        for path in ROOT.rglob("*.py")
+        for name in names(path, lazy=True)
+        if name.startswith(INSIDES)
+    }
+    assert found == {"_fastapi.py"}
 
 
 @pytest.mark.parametrize("module", modules())

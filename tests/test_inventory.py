@@ -181,16 +181,11 @@ class Timed(APIRoute):
 
 
 class Wrapped(APIRoute):
-    """Has something around its application."""
+    """Has a middleware around its application."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        inner = self.app
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await inner(scope, receive, send)
-
-        self.app = GZipMiddleware(app)
+        self.app = GZipMiddleware(self.app)
 
 
 class OwnHandler(APIRoute):
@@ -254,6 +249,8 @@ async def test_routes_that_run_no_dependencies_are_named(
     }
     notes = {entry.path: entry.note for entry in survey(app)}
     assert notes["/OwnApp"] == "OwnApp does not run its dependencies"
+    runs_dependencies = {entry.path: entry.runs_dependencies for entry in survey(app)}
+    assert runs_dependencies == {f"/{kind.__name__}": kind in runs for kind in kinds}
     (record,) = caplog.records
     assert "the routes at /OwnHandler, /OwnHandle, /OwnApp" in record.getMessage()
 
@@ -336,6 +333,24 @@ def test_an_application_mounted_in_itself_is_listed_to_an_end() -> None:
     found = survey(app)
     assert found[-1].kind == "Mount"
     assert len(found) < 100
+
+
+class Extension:
+    """An application that keeps the one around it, as extensions do."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve something of its own."""
+
+
+def test_an_extension_is_not_listed_as_what_it_keeps() -> None:
+    """What is mounted and keeps the application around it has no routes of that."""
+    app = bare()
+    app.add_api_route("/a", endpoint)
+    app.mount("/extension", Extension(app))
+    assert coverage(app) == {"/a": "not covered", "/extension": "not covered"}
 
 
 @pytest.mark.skipif(RELEASE < (0, 138), reason="this FastAPI has no frontends")

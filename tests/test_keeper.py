@@ -22,14 +22,16 @@ from fastapi_maintenance import (
     StoreError,
     keeper,
 )
-from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.changes import EnableOptions, with_new_epoch
 from fastapi_maintenance.fence import Receipt, WorkerReport
 from fastapi_maintenance.keeper import Keeper, keeper_of
+from fastapi_maintenance.log import LogOnce
 from fastapi_maintenance.stores import CannotJoinError, TemporaryStoreError
 from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.worker import Admission, Worker
-from tests.own_store import OwnStore, Server, TwoMethods, until
+from tests.own_store import OwnStore, Server, TwoMethods
 from tests.stores.children import in_child
+from tests.waiting import until
 
 OFF = MaintenanceState(epoch=1, tag="off")
 ON = MaintenanceState(epoch=7, tag="on", enabled=True)
@@ -38,7 +40,7 @@ ON = MaintenanceState(epoch=7, tag="on", enabled=True)
 def joined(store: TwoMethods) -> Switch:
     """Return a switch whose worker has joined and reported."""
     switch = Switch(store, "default")
-    switch.join_now()
+    switch.join_blocking()
     store.await_keeper()
     look(switch)
     return switch
@@ -85,11 +87,13 @@ class Waiting:
         self.asked = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
+    def acquire(self, timeout: float) -> bool:
+        """Wait for the lock."""
         self.asked += 1
-        self._lock.acquire()
+        return self._lock.acquire(timeout=timeout)
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
+        """Give it back."""
         self._lock.release()
 
 
@@ -111,7 +115,7 @@ class TestJoining:
             return reading(name)
 
         store.read = read  # type: ignore[method-assign]  # to look at this moment
-        switch.join_now()
+        switch.join_blocking()
         assert [(report.seen, report.tag) for report in seen] == [(0, "")]
         assert switch.worker.state == ON
         until(lambda: report_of(store, switch.worker).seen == ON.epoch)
@@ -127,7 +131,7 @@ class TestJoining:
         store = OwnStore()
         switch = joined(store)
         before = list(store.calls)
-        switch.join_now()
+        switch.join_blocking()
         assert store.calls == before
 
     @pytest.mark.parametrize("method", ["report", "read"])
@@ -138,10 +142,33 @@ class TestJoining:
         switch = Switch(store, "default")
         for _ in range(2):
             with pytest.raises(TemporaryStoreError, match="away"):
-                switch.join_now()
+                switch.join_blocking()
             assert switch.worker.admit("work") is None
+            assert not store.server.reports
         store.errors.clear()
-        switch.join_now()
+        switch.join_blocking()
+        assert switch.worker.joined
+
+    def test_store_that_hangs_keeps_one_thread(self) -> None:
+        """Requests that come while a worker joins give up instead of piling up."""
+        store = OwnStore()
+        begun, go = threading.Event(), threading.Event()
+        switch = Switch(store, "default")
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            begun.set()
+            go.wait(30)
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # it hangs
+        thread = threading.Thread(target=switch.join_blocking)
+        thread.start()
+        assert begun.wait(30)
+        with pytest.raises(StoreError, match="is still joining"):
+            switch._follower.join(0.01)
+        go.set()
+        thread.join(30)
         assert switch.worker.joined
 
     def test_callers_of_one_attempt_join_together(self) -> None:
@@ -159,7 +186,7 @@ class TestJoining:
             return reading(name)
 
         store.read = read  # type: ignore[method-assign]  # a slow one
-        threads = [threading.Thread(target=switch.join_now) for _ in range(2)]
+        threads = [threading.Thread(target=switch.join_blocking) for _ in range(2)]
         threads[0].start()
         assert begun.wait(30)
         threads[1].start()
@@ -190,7 +217,7 @@ class TestJoining:
 
         def join() -> None:
             try:
-                switch.join_now()
+                switch.join_blocking()
             except StoreError as error:
                 failed.append(str(error))
 
@@ -226,7 +253,7 @@ class TestJoining:
 
         store.read = read  # type: ignore[assignment, method-assign]  # the mistake
         with pytest.raises(StoreError, match=says):
-            Switch(store, "default").join_now()
+            Switch(store, "default").join_blocking()
 
 
 class TestFollowing:
@@ -245,7 +272,7 @@ class TestFollowing:
         assert report_of(store, switch.worker).old == 0
 
     def test_nothing_new_is_reported_at_the_heartbeat_alone(self) -> None:
-        """Requests that come and go are no news to a drain."""
+        """Requests that come and go change nothing for a drain."""
         store = OwnStore()
         switch = joined(store)
         before = store.calls.count("report")
@@ -500,25 +527,44 @@ class TestLoss:
         look(switch, heartbeat=True)
         assert "cannot report: no rights" in caplog.text
 
-    def test_dead_workers_are_taken_off_the_list_under_maintenance(self) -> None:
+    @pytest.mark.parametrize(("state", "seconds"), [(OFF, 60), (ON, 2)])
+    def test_dead_workers_are_taken_off_the_list(
+        self, state: MaintenanceState, seconds: float
+    ) -> None:
         """Without that, each killed worker would make the next drain *lost*."""
         server = Server()
         store = OwnStore(server)
+        server.state = state
         switch = joined(store)
+        kept = switch._follower
         store.report("default", WorkerReport(id="gone", host="h", pid=1))
         server.dead.add("gone")
+        kept._reaped_at = time.monotonic() - seconds + 1
         look(switch, heartbeat=True)
         assert "gone" in server.reports
-        server.state = ON
-        look(switch)
-        look(switch, heartbeat=True)
-        assert list(server.reports) == [switch.worker.id]
+        kept._reaped_at -= 1
         store.errors["roster"] = StoreError("away")
         look(switch, heartbeat=True)
+        assert "gone" in server.reports
+        kept._reaped_at = 0
+        del store.errors["roster"]
+        look(switch, heartbeat=True)
+        assert list(server.reports) == [switch.worker.id]
 
 
 class TestHistories:
     """Another publication under an epoch that is not larger: two histories."""
+
+    def test_state_of_a_newer_release_is_left_alone(self) -> None:
+        """Only the release that knows all of it can publish it again."""
+        store = OwnStore()
+        store.server.state = ON
+        switch = joined(store)
+        text = '{"version": 2, "enabled": true, "epoch": 1, "tag": "other", "more": 1}'
+        store.server.state = MaintenanceState.from_json(text)
+        look(switch)
+        assert store.server.state.to_json() == text
+        assert switch.worker.state == ON
 
     @pytest.mark.parametrize(
         ("known", "stored", "winner"),
@@ -681,14 +727,14 @@ class TestYoungServer:
 
         store.read = read  # type: ignore[method-assign]  # others write it back
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         assert switch.worker.state == ON
 
     def test_off_is_stored_where_no_worker_knows_more(self) -> None:
         """Under the smallest epoch, so that any other state is larger."""
         store = OwnStore()
         store.young = True
-        Switch(store, "default").join_now()
+        Switch(store, "default").join_blocking()
         stored = store.server.state
         assert stored is not None
         assert stored == MaintenanceState(epoch=1, tag=stored.tag)
@@ -700,7 +746,7 @@ class TestYoungServer:
         store.young = True
         store.before_publish = lambda: setattr(store.server, "state", ON)
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         assert switch.worker.state == ON
 
     @pytest.mark.parametrize("written_back", [True, False])
@@ -720,7 +766,7 @@ class TestYoungServer:
 
         store.read = read  # type: ignore[method-assign]  # others write it back
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         assert switch.worker.state == (ON if written_back else OFF)
 
     def test_next_attempt_waits_too(self) -> None:
@@ -738,7 +784,7 @@ class TestYoungServer:
         switch = Switch(store, "default")
         for _ in range(2):
             with pytest.raises(TemporaryStoreError):
-                switch.join_now()
+                switch.join_blocking()
         # A store asks about its age for workers that remember no roster.
         assert remembered == [None, None]
 
@@ -748,7 +794,7 @@ class TestYoungServer:
         store.young = True
         store.server.state = ON
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         assert store.calls.count("publish") == 0
 
 
@@ -763,7 +809,7 @@ class TestWorkersThatCannotJoin:
         store = OwnStore()
         store.errors["report"] = CannotJoinError("no rights")
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         look(switch)
         assert caplog.text.count("is not counted: no rights") == 1
         with admitted(switch):
@@ -782,7 +828,7 @@ class TestWorkersThatCannotJoin:
         store = OwnStore()
         store.errors["report"] = CannotJoinError("no rights")
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         store.errors.clear()
         seen: list[int] = []
         reporting = store.report
@@ -805,7 +851,7 @@ class TestWorkersThatCannotJoin:
         store = OwnStore()
         store.errors["report"] = CannotJoinError("no rights")
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         store.errors.clear()
         store.errors["read"] = StoreError("away")
         look(switch, heartbeat=True)
@@ -837,11 +883,11 @@ class TestWorkersThatCannotJoin:
         store.errors["read"] = StoreError("broken")
         switch = Switch(store, "default")
         with pytest.raises(StoreError, match="broken"):
-            switch.join_now()
+            switch.join_blocking()
         forbidden = StoreError("forbidden")
         forbidden.__cause__ = PermissionError()
         store.errors["read"] = forbidden
-        switch.join_now()
+        switch.join_blocking()
         assert switch.worker.state == MaintenanceState()
         store.errors.clear()
         store.server.state = ON
@@ -891,7 +937,7 @@ class TestLeaving:
         switch = joined(store)
         admitted(switch).release()
         await switch.enable(EnableOptions())
-        assert switch.worker.report().old == 1
+        assert switch.worker.make_report().old == 1
         switch._follower.leave()
         assert not switch.worker.joined
 
@@ -901,7 +947,7 @@ class TestLeaving:
         switch = joined(store)
         admitted(switch).release()
         switch.worker.adopt(ON)
-        assert switch.worker.report().old == 1
+        assert switch.worker.make_report().old == 1
         assert not switch.worker.leave()
         switch._follower.leave()
         assert not switch.worker.joined
@@ -910,7 +956,7 @@ class TestLeaving:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A drain still sees what runs on after the lifespan's end."""
-        monkeypatch.setattr(keeper, "LEAVING", 0.05)
+        monkeypatch.setattr(keeper, "LEAVE_TIMEOUT", 0.05)
         store = OwnStore()
         switch = joined(store)
         with admitted(switch):
@@ -926,7 +972,7 @@ class TestLeaving:
         switch._follower.leave()
         store.server.state = ON
         assert switch.worker.admit("work") is None
-        switch.join_now()
+        switch.join_blocking()
         assert switch.worker.state == ON
         assert switch.worker.id in store.server.reports
         assert complete(store)
@@ -951,7 +997,7 @@ class TestLeaving:
         store.errors["remove"] = StoreError("no rights")
         for leaving in (store, TwoMethods()):
             switch = Switch(leaving, "default")
-            switch.join_now()
+            switch.join_blocking()
             switch._follower.leave()
             assert not switch.worker.joined
         assert "left" not in caplog.text
@@ -974,7 +1020,7 @@ class TestThreads:
         assert switches[0].worker is not switches[1].worker
         assert Switch(store, "one").worker is switches[0].worker
         for switch in switches:
-            switch.join_now()
+            switch.join_blocking()
         assert running() == 1
         store.server.state = ON
         until(lambda: all(switch.worker.state == ON for switch in switches))
@@ -982,7 +1028,7 @@ class TestThreads:
         assert running() == 1
         switches[1]._follower.leave()
         until(lambda: running() == 0)
-        switches[0].join_now()
+        switches[0].join_blocking()
         assert running() == 1
         switches[0]._follower.leave()
         until(lambda: running() == 0)
@@ -1005,7 +1051,8 @@ class TestThreads:
         """200 guards that were dropped without a lifespan keep no threads."""
         for number in range(200):
             guard = MaintenanceGuard(FileStore(tmp_path / str(number % 4)))
-            guard._switch.join_now()
+            guard._switch.join_blocking()
+            assert running() > 0
             del guard
         until(lambda: running() == 0)
 
@@ -1022,9 +1069,9 @@ class TestThreads:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             with pytest.raises(StoreError, match="RuntimeError: can't start new"):
-                switch.join_now()
+                switch.join_blocking()
             assert switch.worker.admit("work") is None
-        switch.join_now()
+        switch.join_blocking()
         store.server.state = ON
         until(lambda: switch.worker.state == ON)
         switch._follower.leave()
@@ -1053,20 +1100,20 @@ class TestThreads:
         class Listening(OwnStore):
             def __init__(self) -> None:
                 super().__init__(local=False)
-                self.news = threading.Event()
+                self.changed = threading.Event()
                 self.waited: list[list[str]] = []
 
             def wait(self, names: list[str], seconds: float) -> None:
                 self.waited.append(names)
-                self.news.wait(seconds)
-                self.news.clear()
+                self.changed.wait(seconds)
+                self.changed.clear()
 
             def wake(self) -> None:
-                self.news.set()
+                self.changed.set()
 
         store = Listening()
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         until(lambda: store.waited)
         store.server.state = ON
         switch.keeper.wake()
@@ -1087,7 +1134,7 @@ class TestThreads:
 
         store = Broken(poll_interval=0.01)
         switch = Switch(store, "default")
-        switch.join_now()
+        switch.join_blocking()
         store.server.state = ON
         until(lambda: report_of(store, switch.worker).seen == ON.epoch)
         switch._follower.leave()
@@ -1123,7 +1170,7 @@ class TestStaleKeeper:
         kept = switch._follower
         kept.join()
         with kept._io:  # The keeper's thread does not come to it.
-            state = store.publish("default", published(lambda _: ON))
+            state = store.publish("default", with_new_epoch(lambda _: ON))
             switch.worker.checked = time.monotonic() - 1.1
             admission = switch.worker.admit("work")
             assert admission is not None
@@ -1161,7 +1208,7 @@ class TestStaleKeeper:
 def file_switch(tmp_path: Path) -> Iterator[Switch]:
     """Return a switch on a directory, whose worker leaves at the end."""
     switch = Switch(FileStore(tmp_path), "default")
-    switch.join_now()
+    switch.join_blocking()
     yield switch
     switch._follower.leave()
 
@@ -1180,13 +1227,13 @@ class TestForks:
             apart = not worker.joined and worker.id != before
             apart = apart and worker.admit("work") is None
             admission.release()
-            file_switch.join_now()
+            file_switch.join_blocking()
             listed = file_switch.keeper.store.roster("default")  # type: ignore[attr-defined]  # a directory's
-            both = {report.id for report in listed.living} == {before, worker.id}
-            return apart and both and worker.report().in_flight == 0
+            both = {report.id for report in listed.not_dead} == {before, worker.id}
+            return apart and both and worker.make_report().in_flight == 0
 
         assert in_child(child)
-        assert worker.report().in_flight == 1
+        assert worker.make_report().in_flight == 1
         store = file_switch.store
         assert isinstance(store, FileStore)
         roster = store.roster("default")
@@ -1199,10 +1246,10 @@ class TestForks:
         """A change reaches a child that joined, without any request."""
 
         def child() -> bool:
-            file_switch.join_now()
+            file_switch.join_blocking()
             told = threading.Event()
             file_switch.worker.notifier.listen(lambda _: told.set())
-            file_switch.store.publish("default", published(lambda _: ON))
+            file_switch.store.publish("default", with_new_epoch(lambda _: ON))
             return told.wait(20)
 
         assert in_child(child)
@@ -1213,7 +1260,7 @@ class TestForks:
         kept = file_switch._follower
 
         def child() -> bool:
-            file_switch.join_now()
+            file_switch.join_blocking()
             return file_switch.worker.joined
 
         locks: list[Any] = [  # of several types
@@ -1235,10 +1282,10 @@ class TestForks:
     def test_child_on_memory_is_alone(self) -> None:
         """The workers of a parent's memory are not those of its child."""
         guard = MaintenanceGuard(MemoryStore())
-        guard._switch.join_now()
+        guard._switch.join_blocking()
 
         def child() -> bool:
-            guard._switch.join_now()
+            guard._switch.join_blocking()
             store = guard._switch.store
             assert isinstance(store, MemoryStore)
             workers = store.roster("default").workers
@@ -1250,7 +1297,7 @@ class TestForks:
 def test_problem_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
     """Each kind of problem has its own last word."""
     caplog.set_level("INFO")
-    log = keeper.LogOnce("a test")
+    log = LogOnce("a test")
     say: list[Callable[[], None]] = [
         lambda: log.say("read", "a"),
         lambda: log.say("read", "a"),

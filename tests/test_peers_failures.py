@@ -11,7 +11,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -34,13 +33,9 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.testing import force, frozen_clock
 from tests.calls import call
+from tests.guards import closed
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-def closed(**options: Any) -> MaintenanceGuard:  # those of a guard
-    """Return a guard with maintenance on."""
-    return MaintenanceGuard(MemoryStore(enabled=True), **options)
 
 
 def guarded(guard: MaintenanceGuard) -> FastAPI:

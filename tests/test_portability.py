@@ -184,7 +184,7 @@ async def use():
         await guard.disable()
         with guard.admit():
             roster = await guard._switch.roster()
-            print(len(roster.living), guard._switch.worker.counted)
+            print(len(roster.not_dead), guard._switch.worker.counted)
 
 anyio.run(use)
 """

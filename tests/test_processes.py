@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastapi_maintenance.processes import ProcessIdentity, is_gone, may_share_kernel
-from tests.stores.children import in_child
-
-
-def ended() -> int:
-    """Return the number of a process that was."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+from fastapi_maintenance.processes import (
+    ProcessIdentity,
+    _machine,
+    is_gone,
+    may_share_kernel,
+)
+from tests.stores.children import ended, in_child
 
 
 def own(**changes: str) -> str:
@@ -48,6 +46,16 @@ def test_own_identity_can_be_read() -> None:
     assert found.boot
     assert found.namespace.startswith("pid:[")
     assert ProcessIdentity.parse(str(found)) == found
+
+
+def test_id_of_the_machine_is_never_told(tmp_path: Path) -> None:
+    """Reports go over networks: they hold a hash that only this package makes."""
+    path = tmp_path / "machine-id"
+    assert _machine(path) == ""
+    path.write_text("b08dfa6083e7567a1921a715000001fb\n")
+    assert _machine(path) == "fae940fcdeae2c47"
+    path.write_text("another\n")
+    assert _machine(path) != "fae940fcdeae2c47"
 
 
 def test_descendant_of_the_same_number_is_another_process(

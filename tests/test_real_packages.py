@@ -3,11 +3,11 @@
 Their newest versions are installed by the nox session `packages`.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import anyio
 import pytest
@@ -28,11 +28,9 @@ from fastapi_maintenance import (
     MemoryStore,
     maintenance_exempt,
 )
-from tests.calls import call
+from tests.calls import call, on_loop
 
 pytestmark = [pytest.mark.packages, pytest.mark.anyio]
-
-T = TypeVar("T")
 
 
 class Ask(NamedTuple):
@@ -326,13 +324,7 @@ def client_of(app: Any) -> Iterator[TestClient]:  # any ASGI application
         for inside in (app, *(getattr(r, "app", None) for r in app.routes)):
             engine = getattr(getattr(inside, "state", None), "engine", None)
             if engine is not None:
-                run(client, engine.dispose)
-
-
-def run(client: TestClient, work: Callable[[], Awaitable[T]]) -> T:
-    """Run a coroutine function on the event loop of the application."""
-    assert client.portal is not None
-    return client.portal.call(work)
+                on_loop(client, engine.dispose)
 
 
 def send(client: TestClient, ask: Ask, prefix: str = "") -> Any:  # httpx's or a denial
@@ -379,7 +371,7 @@ def test_on_refuses(name: str, way: str, caplog: pytest.LogCaptureFixture) -> No
     """While it is on, each gets a 503 that says when to return, and docs stay open."""
     app, guard = served(name, way)
     with client_of(app) as client:
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         for ask in PACKAGES[name].asks:
             refused(send(client, ask, "/inside" * (way == "wrap")))
         assert client.get("/docs").status_code == 200
@@ -396,7 +388,7 @@ def test_marked_stays_open(
     app, guard = served(name, way, exempt=True)
     prefix = "/inside" * (way == "wrap")
     with client_of(app) as client:
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         for ask in PACKAGES[name].asks:
             assert send(client, ask, prefix).status_code == ask.status
     assert warnings(caplog) == []
@@ -416,7 +408,7 @@ def test_sockets_below_an_admin_are_refused(name: str) -> None:
     """A handshake for what an admin has mounted gets the same 503."""
     app, guard = served(name, "middleware")
     with client_of(app) as client:
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         refused(send(client, Ask("WS", "/admin/statics/x")))
 
 
@@ -459,7 +451,7 @@ def test_only_the_right_users_are_let_in(way: str) -> None:
             form = {"username": account["email"], **CREDENTIALS}
             answer = client.post("/auth/login", data=form)
             tokens.append({"Authorization": f"Bearer {answer.json()['access_token']}"})
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         assert client.get("/users/me", headers=tokens[0]).status_code == 200
         refused(client.get("/users/me", headers=tokens[1]))
         refused(client.get("/users/me"))
@@ -483,7 +475,7 @@ def test_metrics_count_refusals(way: str) -> None:
 
     with client_of(app) as client:
         assert client.get("/prices").status_code == 200
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         refused(client.get("/prices"))
         shown = client.get("/metrics").text
     line = 'http_requests_total{handler="/prices",method="GET",status="5xx"} 1.0'
@@ -494,10 +486,10 @@ def test_refused_requests_use_up_no_limit() -> None:
     """Those who come back after maintenance have their whole limit."""
     app, guard = served("slowapi", "dependency")
     with client_of(app) as client:
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         for _ in range(5):
             refused(client.get("/limited"))
-        run(client, guard.disable)
+        on_loop(client, guard.disable)
         assert client.get("/limited").status_code == 200
 
 
@@ -581,7 +573,7 @@ def test_sentry(sentry: Callable[..., list[str]], way: str, ignored: bool) -> No
 
     with client_of(app) as client:
         assert client.get("/broken").status_code == 500
-        run(client, guard.enable)
+        on_loop(client, guard.enable)
         refused(client.get("/broken"))
     assert sent == ["ZeroDivisionError", *["MaintenanceError"] * (not ignored)]
 
@@ -619,7 +611,7 @@ def test_opentelemetry(way: str) -> None:
     try:
         with client_of(app) as client:
             assert client.get("/prices").status_code == 200
-            run(client, guard.enable)
+            on_loop(client, guard.enable)
             refused(client.get("/prices"))
             epoch = guard.state.epoch
     finally:

@@ -2,7 +2,6 @@
 
 import configparser
 import http.server
-import importlib.util
 import os
 import re
 import shlex
@@ -11,14 +10,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -26,12 +23,15 @@ from fastapi.testclient import TestClient
 from sqlalchemy import create_engine
 
 from fastapi_maintenance import MaintenanceGuard
-from tests.stores.redis_server import RedisServer, free_port, until
+from tests.calls import on_loop
+from tests.examples import EXAMPLES, Load, loader
+from tests.servers import ROOT, free_port, running
+from tests.stores.redis_server import RedisServer
+from tests.waiting import until
 
 pytestmark = pytest.mark.packages
 
-ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / "examples" / "recipes"
+RECIPES = EXAMPLES / "recipes"
 HOW_TO = ROOT / "docs" / "how-to"
 PROGRAMS = Path(sys.executable).parent
 COMMAND = [sys.executable, "-m", "fastapi_maintenance"]
@@ -61,43 +61,20 @@ async def ticks(websocket: WebSocket) -> None:
     await websocket.close()
 """
 
-T = TypeVar("T")
-Load = Callable[..., ModuleType]
-
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Return what imports a recipe, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FASTAPI_MAINTENANCE_STORE", raising=False)
-
-    def load(name: str, **variables: str) -> ModuleType:
-        for variable, value in variables.items():
-            monkeypatch.setenv(variable, value)
-        path = RECIPES / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return loader(RECIPES, monkeypatch)
 
 
 @contextmanager
 def closed(recipe: ModuleType) -> Iterator[TestClient]:
     """Run a recipe's application, with maintenance on."""
     with TestClient(recipe.app, raise_server_exceptions=False) as client:
-        run(client, recipe.guard.enable)
+        on_loop(client, recipe.guard.enable)
         yield client
-
-
-def run(client: TestClient, work: Callable[[], Awaitable[T]]) -> T:
-    """Run a coroutine function on the event loop of the application."""
-    assert client.portal is not None
-    return client.portal.call(work)
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -109,9 +86,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_every_recipe_is_tried() -> None:
     """No file of `examples/recipes/` is there that this module does not load."""
-    own = Path(__file__).read_text()
+    loads = r'\bload\("(\w+)"|RECIPES / "(\w+)\.py"'
+    own = re.findall(loads, Path(__file__).read_text())
     names = {path.stem for path in RECIPES.glob("*.py")}
-    assert {name for name in names if f'"{name}' not in own} == set()
+    assert {inside or alone for inside, alone in own} == names
 
 
 # In a process of its own: Sentry changes other packages for good where it starts.
@@ -346,26 +324,6 @@ def test_github_actions_that_fail(service: Path) -> None:
     assert last.returncode == 0
     assert "::error title=Not drained::not drained after" in last.stdout
     assert "1 of 3 workers have joined" in last.stdout
-
-
-@contextmanager
-def running(words: list[str], folder: Path, **variables: str) -> Iterator[Any]:
-    """Run a server for the time of a block; its log is beside it."""
-    log = folder / f"log-{time.monotonic_ns()}"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=environment | variables,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        yield log
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def status_of(port: int, path: str) -> int:

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,8 @@ import pytest
 
 from fastapi_maintenance.fence import WorkerReport
 from fastapi_maintenance.stores.file import FileStore
-from tests.chaos.harness import HERE, ROOT, free_port, until
+from tests.servers import ROOT, free_port, running
+from tests.waiting import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.servers]
 
@@ -40,23 +39,14 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
     port = free_port()
     (tmp_path / "spans").mkdir()
     line = [part.format(port=port) for part in SERVERS[request.param]]
-    process = subprocess.Popen(
+    with running(
         [sys.executable, "-m", *line],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
-            "CHAOS_LOG": str(tmp_path / "spans"),
-            "FASTAPI_MAINTENANCE_STORE": f"file:{tmp_path}/state",
-        },
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    yield port
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        tmp_path,
+        ROOT / "tests" / "chaos",
+        CHAOS_LOG=str(tmp_path / "spans"),
+        FASTAPI_MAINTENANCE_STORE=f"file:{tmp_path}/state",
+    ):
+        yield port
 
 
 @pytest.mark.timeout(300)

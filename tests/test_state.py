@@ -84,7 +84,7 @@ def test_only_plans_and_automatic_ends_need_a_clock() -> None:
         ({"until": "tomorrow"}, "until"),
         ({"message": "two\nlines"}, "one line"),
         ({"message": "\ud800"}, "one line"),
-        ({"message": "   "}, "1 to 2000 characters"),
+        ({"message": "   "}, "must not be blank"),
         ({"message": "x" * 2001}, "1 to 2000 characters"),
         ({"actor": 3}, "actor"),
         ({"holders": ("a\tb",)}, "one line"),

@@ -29,14 +29,16 @@ from fastapi_maintenance.changes import (
     HeldError,
     default_actor,
     new_holder,
-    published,
+    with_new_epoch,
 )
 from fastapi_maintenance.fence import Verdict
 from fastapi_maintenance.state import OPERATOR
 from fastapi_maintenance.stores import TemporaryStoreError
 from fastapi_maintenance.switch import DrainOptions, Switch, utc_now
 from tests.calls import call
+from tests.guards import switch_of
 from tests.own_store import OwnStore, Server, TwoMethods
+from tests.waiting import eventually
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -47,10 +49,9 @@ GONE = WorkerReport(id="gone", host="h", pid=1)
 
 def switch(store: Store | None = None, **fields: Any) -> Switch:
     """Return a joined switch at a moment of its own, with a state."""
-    made = Switch(MemoryStore() if store is None else store, "default")
+    made = switch_of(MemoryStore() if store is None else store)
     made.clock = lambda: NOW
-    made.settling = 0
-    made.join_now()
+    made.join_blocking()
     if isinstance(store, TwoMethods):
         store.await_keeper()
     put(made, MaintenanceState(**fields))
@@ -59,7 +60,7 @@ def switch(store: Store | None = None, **fields: Any) -> Switch:
 
 def put(made: Switch, state: MaintenanceState) -> None:
     """Publish a state as another operator does."""
-    made.store.publish(made.name, published(lambda _: state))
+    made.store.publish(made.name, with_new_epoch(lambda _: state))
     made.keeper.look()
 
 
@@ -136,10 +137,10 @@ class TestAcknowledging:
         publication = await made.enable(EnableOptions(), acknowledge=0.01)
         assert publication.state.enabled
         assert "is not acknowledged by " in caplog.text
-        missing = await made.acknowledged(publication.state, 0.01)
+        missing = await made.wait_until_acknowledged(publication.state, 0.01)
         assert [worker.id for worker in missing] == [asleep.worker.id]
         asleep.keeper.look()
-        assert await made.acknowledged(publication.state, 0.01) == []
+        assert await made.wait_until_acknowledged(publication.state, 0.01) == []
 
     async def test_dead_worker_is_not_waited_for(
         self, caplog: pytest.LogCaptureFixture
@@ -200,9 +201,9 @@ class TestAcknowledging:
         assert made.worker.state == publication.state
         asleep = switch(TwoMethods())
         state = asleep.state.replace(epoch=asleep.state.epoch + 1)
-        assert len(await asleep.acknowledged(state, 0.01)) == 1
+        assert len(await asleep.wait_until_acknowledged(state, 0.01)) == 1
         unjoined = Switch(TwoMethods(), "default")
-        assert await unjoined.acknowledged(state, 0.01) == []
+        assert await unjoined.wait_until_acknowledged(state, 0.01) == []
 
     async def test_workers_that_cannot_be_read_do_not_stop_it(
         self, caplog: pytest.LogCaptureFixture
@@ -232,9 +233,9 @@ class TestAcknowledging:
                 raise TemporaryStoreError("away")
             return listing(name)
 
-        state = made.store.publish("default", published(lambda _: made.state))
+        state = made.store.publish("default", with_new_epoch(lambda _: made.state))
         store.roster = roster  # type: ignore[method-assign]  # it fails for a while
-        assert await made.acknowledged(state, 30) == []
+        assert await made.wait_until_acknowledged(state, 30) == []
         assert len(asked) >= 4
         assert made.worker.state == state
         assert "acknowledged" not in caplog.text
@@ -311,7 +312,7 @@ class TestWorkers:
         server.dead.add(GONE.id)
         roster = await made.roster()
         assert roster is not None
-        assert len(roster.living) == 1
+        assert len(roster.not_dead) == 1
         assert list(server.reports) == [made.worker.id]
 
     async def test_lost_one_can_be_forgotten(self) -> None:
@@ -341,12 +342,41 @@ class TestJoining:
 
         store.read = read  # type: ignore[method-assign]  # it hangs
         made = Switch(store, "default")
-        with pytest.raises(StoreError, match=r"has not answered for 0.01 s"):
+        with pytest.raises(StoreError, match=r"was not joined within 0.01 s"):
             await made.join(patience=0.01)
         go.set()
         await made.join(patience=30)
         assert made.worker.joined
         await made.join()
+
+    async def test_start_that_is_cancelled_keeps_nothing(self) -> None:
+        """A later lifespan of the same process leaves as if it were the first."""
+        store = OwnStore()
+        begun, go = threading.Event(), threading.Event()
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            begun.set()
+            go.wait(30)
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # it hangs
+        made = Switch(store, "default")
+        with anyio.move_on_after(30) as scope:
+
+            async def cancel() -> None:
+                await anyio.to_thread.run_sync(begun.wait)
+                scope.cancel()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel)
+                async with made.attached():
+                    raise AssertionError
+        go.set()
+        await eventually(lambda: made.worker.joined)
+        async with made.attached():
+            pass
+        assert not made.worker.joined
 
     async def test_start_outlives_an_outage(self) -> None:
         """A worker that starts while its server restarts waits for it."""
@@ -384,21 +414,11 @@ class TestJoining:
 class TestDraining:
     """A drain waits until nothing older runs, and nothing older can start."""
 
-    @pytest.mark.parametrize(
-        ("fields", "reason"),
-        [
-            ({}, "maintenance is off"),
-            ({"enabled": True, "starts_at": NOW + HOUR}, "window begins at"),
-            ({"enabled": True, "until": NOW + HOUR, "auto_off": True}, "auto_off"),
-        ],
-    )
-    async def test_what_could_open_by_itself_is_refused(
-        self, fields: dict[str, Any], reason: str
-    ) -> None:
-        """Draining what is off, planned or ends by a clock changes nothing."""
-        made = switch(**fields)
+    async def test_what_cannot_be_drained_stays_as_it_is(self) -> None:
+        """A drain that is refused has changed nothing."""
+        made = switch(enabled=True, until=NOW + HOUR, auto_off=True)
         before = made.state
-        with pytest.raises(CannotDrainError, match=reason):
+        with pytest.raises(CannotDrainError, match="auto_off"):
             await made.drain(ONCE)
         assert made.state == before
 
@@ -481,8 +501,7 @@ class TestDraining:
     async def test_command_drains_the_workers_of_others(self) -> None:
         """A process that has not joined publishes, and waits for those that have."""
         server = Server()
-        worker, command = switch(quick(server)), Switch(quick(server), "default")
-        command.settling = 0
+        worker, command = switch(quick(server)), switch_of(quick(server))
         report = await command.drain(LONG, enable=EnableOptions())
         assert report.drained
         assert [found.id for found in report.workers] == [worker.worker.id]
@@ -543,7 +562,7 @@ class TestDraining:
     async def test_list_that_cannot_be_completed_is_logged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The drain was right all the same."""
+        """The drain ends well without it."""
         store = quick()
         made = switch(store, enabled=True)
         store.errors["confirm"] = StoreError("no rights")
@@ -570,7 +589,7 @@ class TestOutages:
 
         async with anyio.create_task_group() as group:
             group.start_soon(end_outage)
-            report = await made.wait(publication, LONG)
+            report = await made.wait_until_drained(publication, LONG)
         assert report.drained
 
     async def test_long_outage_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,10 +600,10 @@ class TestOutages:
         publication = await made.publish_to_drain(LONG)
         store.errors["roster"] = TemporaryStoreError("gone")
         with pytest.raises(TemporaryStoreError, match="gone"):
-            await made.wait(publication, LONG)
+            await made.wait_until_drained(publication, LONG)
         store.errors["roster"] = StoreError("refused")
         with pytest.raises(StoreError, match="refused"):
-            await made.wait(publication, LONG)
+            await made.wait_until_drained(publication, LONG)
 
     async def test_state_that_cannot_be_read_makes_it_unknown(self) -> None:
         """Clean reports are not enough when it cannot be said what the state is."""
@@ -593,7 +612,7 @@ class TestOutages:
         publication = await made.publish_to_drain(ONCE)
         made.keeper.look()
         store.errors["read"] = StoreError("the disk is gone")
-        report = await made.wait(publication, LONG)
+        report = await made.wait_until_drained(publication, LONG)
         assert report.outcome == "unknown"
         assert "the disk is gone" in report.reason
 
@@ -624,7 +643,7 @@ class TestOtherOperators:
         if not busy:
             held.end()
         put(made, overtaking)
-        report = await made.wait(publication, LONG)
+        report = await made.wait_until_drained(publication, LONG)
         held.end()
         assert report.outcome == "superseded"
         assert (overtaking.actor or "another operator") in report.reason
@@ -636,9 +655,11 @@ class TestOtherOperators:
         held = Held(made)
         second = await made.publish_to_drain(LONG, EnableOptions(), holder="two#2")
         assert second.state.holders == ("one#1", "two#2")
-        report = await made.wait(first, LONG, progress=lambda *_: held.end())
+        report = await made.wait_until_drained(
+            first, LONG, progress=lambda *_: held.end()
+        )
         assert (report.outcome, report.epoch) == ("drained", second.state.epoch)
-        assert (await made.wait(second, LONG)).drained
+        assert (await made.wait_until_drained(second, LONG)).drained
 
     @pytest.mark.parametrize(
         "looser",
@@ -655,7 +676,9 @@ class TestOtherOperators:
         made = switch()
         publication = await made.publish_to_drain(ONCE, EnableOptions(), holder="a#1")
         put(made, publication.state.replace(**looser))
-        assert (await made.wait(publication, LONG)).outcome == "superseded"
+        assert (
+            await made.wait_until_drained(publication, LONG)
+        ).outcome == "superseded"
 
     async def test_edit_by_hand_is_no_publication_of_ours(self) -> None:
         """A state with our epoch and other content is another one."""
@@ -664,7 +687,9 @@ class TestOtherOperators:
         publication = await made.publish_to_drain(ONCE)
         made.keeper.look()
         store.server.state = publication.state.replace(read_only=True)
-        assert (await made.wait(publication, LONG)).outcome == "superseded"
+        assert (
+            await made.wait_until_drained(publication, LONG)
+        ).outcome == "superseded"
 
     async def test_state_that_was_written_back_is_ours(self) -> None:
         """After a loss, a worker may publish it again under a larger epoch."""
@@ -673,7 +698,7 @@ class TestOtherOperators:
         publication = await made.publish_to_drain(LONG, EnableOptions())
         again = publication.state.replace(epoch=publication.state.epoch + 1)
         store.server.state = again
-        report = await made.wait(publication, LONG)
+        report = await made.wait_until_drained(publication, LONG)
         assert (report.outcome, report.epoch) == ("drained", again.epoch)
 
     async def test_store_that_was_put_back_does_not_end_a_wait(self) -> None:
@@ -682,9 +707,11 @@ class TestOtherOperators:
         made = switch(store)
         first = await made.publish_to_drain(LONG, EnableOptions(), holder="one#1")
         second = await made.publish_to_drain(LONG, EnableOptions(), holder="two#2")
-        await made.acknowledged(second.state)
+        await made.wait_until_acknowledged(second.state)
         store.server.state = first.state
-        report = await made.wait(first, DrainOptions(timeout=30, workers=1))
+        report = await made.wait_until_drained(
+            first, DrainOptions(timeout=30, workers=1)
+        )
         assert (report.outcome, report.epoch) == ("drained", second.state.epoch)
         assert store.server.state == second.state
 
@@ -705,7 +732,7 @@ class TestOtherOperators:
                 store.server.state = first.state
 
         options = DrainOptions(timeout=30, workers=1)
-        report = await made.wait(first, options, progress=put_back)
+        report = await made.wait_until_drained(first, options, progress=put_back)
         assert (report.outcome, report.epoch) == ("drained", second.state.epoch)
 
     async def test_lost_state_is_waited_for(self) -> None:
@@ -722,7 +749,9 @@ class TestOtherOperators:
 
         with made._follower._io:  # Its keeper does not come to it.
             store.server.state = None
-            report = await made.wait(publication, LONG, progress=write_back)
+            report = await made.wait_until_drained(
+                publication, LONG, progress=write_back
+            )
         assert verdicts[0].outcome == "lost"
         assert "the store has lost the state" in verdicts[0].reason
         assert report.drained
@@ -817,6 +846,39 @@ class TestMaintenanceBlocks:
             group.cancel_scope.cancel()
             await anyio.sleep_forever()
         assert (guard.state.enabled, guard.state.holders) == (True, (OPERATOR,))
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_block_that_is_cancelled_while_it_publishes_leaves_no_hold(
+        self, fails: bool
+    ) -> None:
+        """The thread that publishes goes on; its hold is given back all the same."""
+        store = quick()
+        guard = await joined_guard(store)
+        begun, go = threading.Event(), threading.Event()
+
+        def publishing() -> None:
+            begun.set()
+            go.wait(30)
+            if fails:
+                raise StoreError("away")
+
+        async def block() -> None:
+            async with guard.maintenance():
+                raise AssertionError
+
+        store.before_publish = publishing
+        task = asyncio.create_task(block())
+        await anyio.to_thread.run_sync(begun.wait)
+        task.cancel()
+        store.before_publish = bool
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert store.server.state is not None or fails
+        if store.server.state is not None:
+            assert store.server.state.holders == (OPERATOR,)
+        assert not (await guard.disable()).enabled
 
     async def test_block_that_is_not_drained_does_not_start(self) -> None:
         """While requests run the block does not, and the state stays on."""

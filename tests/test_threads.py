@@ -43,22 +43,7 @@ from fastapi_maintenance.switch import DrainOptions
 from tests.calls import call
 from tests.own_store import OwnStore, Server
 from tests.stores.redis_server import shared_server
-
-
-class Work:
-    """What a thread does: it begins, waits to be released, and ends."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.released = threading.Event()
-        self.ended = threading.Event()
-
-    def run(self) -> str:
-        """Work until released."""
-        self.begun.set()
-        assert self.released.wait(60)
-        self.ended.set()
-        return "done"
+from tests.waiting import Work
 
 
 @asynccontextmanager
@@ -84,6 +69,19 @@ def sync_endpoint(app: FastAPI | APIRouter, work: Work) -> None:
         return work.run()
 
 
+def limited_by(work: Work) -> Any:  # what Depends() returns
+    """Return a dependency with a deadline, which it answers itself."""
+
+    async def limit() -> AsyncIterator[None]:
+        try:
+            async with deadline(work):
+                yield
+        except TimeoutError as error:
+            raise HTTPException(504) from error
+
+    return Depends(limit)
+
+
 def in_a_dependency_with_a_handler(guard: MaintenanceGuard, work: Work) -> ASGIApp:
     """Let a deadline of a dependency pass, and a handler answer."""
 
@@ -102,15 +100,7 @@ def in_a_dependency_with_a_handler(guard: MaintenanceGuard, work: Work) -> ASGIA
 
 def in_a_dependency_without_a_handler(guard: MaintenanceGuard, work: Work) -> ASGIApp:
     """Let a deadline of a dependency pass, and that dependency answer."""
-
-    async def limit() -> AsyncIterator[None]:
-        try:
-            async with deadline(work):
-                yield
-        except TimeoutError as error:
-            raise HTTPException(504) from error
-
-    app = FastAPI(dependencies=[Depends(guard), Depends(limit)])
+    app = FastAPI(dependencies=[Depends(guard), limited_by(work)])
     sync_endpoint(app, work)
     return app
 
@@ -118,17 +108,10 @@ def in_a_dependency_without_a_handler(guard: MaintenanceGuard, work: Work) -> AS
 def over_sync_dependencies(guard: MaintenanceGuard, work: Work) -> ASGIApp:
     """Let a deadline of a dependency pass while a sync dependency works."""
 
-    async def limit() -> AsyncIterator[None]:
-        try:
-            async with deadline(work):
-                yield
-        except TimeoutError as error:
-            raise HTTPException(504) from error
-
     def session() -> str:
         return work.run()
 
-    app = FastAPI(dependencies=[Depends(guard), Depends(limit), Depends(session)])
+    app = FastAPI(dependencies=[Depends(guard), limited_by(work), Depends(session)])
 
     @app.get("/work")
     async def endpoint() -> None:
@@ -292,6 +275,21 @@ async def drained_after(
     return report
 
 
+@asynccontextmanager
+async def leaving_behind(guard: MaintenanceGuard, work: Work) -> AsyncIterator[None]:
+    """After the block, drain: the thread that it has left behind is waited for."""
+    try:
+        yield
+        await guard.enable()
+        report = await drained_after(
+            guard, work.released.set, when="left behind by its request"
+        )
+    finally:
+        work.released.set()
+    assert report.drained
+    assert work.ended.is_set()
+
+
 @pytest.mark.parametrize(
     "shape",
     [
@@ -312,18 +310,9 @@ async def test_thread_that_outlives_its_request_is_waited_for(
     """The request has been answered 504, and its thread may still write."""
     guard, work = MaintenanceGuard(store), Work()
     app = shape(guard, work)
-    async with serving(guard):
-        try:
-            answer = await asyncio.ensure_future(call(app, "/work"))
-            assert answer.status == 504
-            await guard.enable()
-            report = await drained_after(
-                guard, work.released.set, when="left behind by its request"
-            )
-        finally:
-            work.released.set()
-        assert report.drained
-        assert work.ended.is_set()
+    async with serving(guard), leaving_behind(guard, work):
+        answer = await asyncio.ensure_future(call(app, "/work"))
+        assert answer.status == 504
 
 
 async def test_thread_that_is_left_behind_is_named() -> None:
@@ -430,42 +419,24 @@ async def test_thread_of_counted_work_in_an_exempt_request_is_waited_for() -> No
 
     app = FastAPI()
     app.mount("/", guard.wrap(inner))
-    async with serving(guard):
-        try:
-            assert (await call(app, "/job")).status == 200
-            await guard.enable()
-            report = await drained_after(
-                guard, work.released.set, when="left behind by its request"
-            )
-        finally:
-            work.released.set()
-        assert report.drained
-        assert work.ended.is_set()
+    async with serving(guard), leaving_behind(guard, work):
+        assert (await call(app, "/job")).status == 200
 
 
 async def test_worker_does_not_leave_while_a_thread_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server that stops cancels requests, and their threads may still write."""
-    monkeypatch.setattr(keeper, "LEAVING", 0.05)
+    monkeypatch.setattr(keeper, "LEAVE_TIMEOUT", 0.05)
     server, work = Server(), Work()
     guard, other = (
         MaintenanceGuard(OwnStore(server, poll_interval=0.01)) for _ in range(2)
     )
     app = in_a_middleware(guard, work)
     async with other.lifespan():
-        try:
-            async with guard.lifespan():
-                answer = await asyncio.ensure_future(call(app, "/work"))
-                assert answer.status == 504
-            await other.enable()
-            report = await drained_after(
-                other, work.released.set, when="left behind by its request"
-            )
-        finally:
-            work.released.set()
-        assert report.drained
-        assert work.ended.is_set()
+        async with leaving_behind(other, work), guard.lifespan():
+            answer = await asyncio.ensure_future(call(app, "/work"))
+            assert answer.status == 504
         await asyncio.to_thread(guard._switch._follower.leave)
         assert len(server.reports) == 1
 
@@ -883,4 +854,4 @@ async def test_stream_that_counts_itself_holds_until_it_is_closed(
         assert report.drained
         assert stream.closed.is_set()
         await request
-        assert guard._switch.worker.report().in_flight == 0
+        assert guard._switch.worker.make_report().in_flight == 0

@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,16 +23,21 @@ from fastapi_maintenance import (
     threads,
 )
 from fastapi_maintenance import worker as worker_module
-from fastapi_maintenance.worker import Admission, ChangeNotifier, Worker, held
+from fastapi_maintenance.notifier import ChangeNotifier
+from fastapi_maintenance.worker import Admission, Worker, held
 from tests.stores.redis_server import shared_server
+from tests.waiting import until
 
 OFF = MaintenanceState(epoch=1, tag="off")
 ON = MaintenanceState(epoch=7, tag="on", enabled=True)
 
 
-def joined(state: MaintenanceState = OFF) -> Worker:
+def joined(
+    state: MaintenanceState = OFF,
+    read: Callable[[], MaintenanceState | None] | None = None,
+) -> Worker:
     """Return a worker that has joined with a state."""
-    worker = Worker("default", "'default' in a test")
+    worker = Worker("default", "'default' in a test", read)
     worker.start(state, counted=True)
     return worker
 
@@ -46,12 +52,12 @@ def admitted(worker: Worker, label: str = "work") -> Admission:
 def adopt(worker: Worker, state: MaintenanceState = ON) -> None:
     """Adopt a state as the keeper does, and have nothing to collect."""
     worker.adopt(state)
-    worker.collecting = False
+    worker.garbage.wanted = False
 
 
 def counts(worker: Worker) -> tuple[int, int]:
     """Return what is reported, current and old."""
-    report = worker.report()
+    report = worker.make_report()
     return report.current, report.old
 
 
@@ -135,7 +141,7 @@ class TestCounting:
         assert worker.leave()
         assert not worker.leave()
         assert worker.admit("work") is None
-        report = worker.report()
+        report = worker.make_report()
         assert (report.seen, report.tag, report.generation) == (0, "", None)
 
     def test_older_state_is_not_adopted(self) -> None:
@@ -233,28 +239,29 @@ class TestContext:
 
         async def other() -> None:
             assert [a.worker for a in held()] == [worker, stranger, worker]
-            assert worker.own_requests() == 0
+            assert not worker.is_inside_admission()
 
         with admitted(worker) as outer, admitted(stranger), admitted(worker) as inner:
             assert [a.worker for a in held()] == [worker, stranger, worker]
-            assert worker.own_requests() == 1
-            assert stranger.own_requests() == 1
+            assert worker.is_inside_admission()
+            assert stranger.is_inside_admission()
             async with anyio.create_task_group() as group:
                 group.start_soon(other)
             inner.release()
-            assert worker.own_requests() == 1
+            assert worker.is_inside_admission()
             outer.release()
-            assert (worker.own_requests(), stranger.own_requests()) == (0, 1)
+            assert not worker.is_inside_admission()
+            assert stranger.is_inside_admission()
             assert not outer.is_own()
-        assert stranger.own_requests() == 0
+        assert not stranger.is_inside_admission()
 
     def test_thread_is_not_the_work_that_started_it(self) -> None:
         """A copy of the context, such as a thread has, is not the request itself."""
         worker = joined()
         with admitted(worker):
-            assert worker.own_requests() == 1
-            assert contextvars.copy_context().run(worker.own_requests) == 0
-            assert worker.own_requests() == 1
+            assert worker.is_inside_admission()
+            assert not contextvars.copy_context().run(worker.is_inside_admission)
+            assert worker.is_inside_admission()
 
     def test_admissions_that_overlap_do_not_pile_up(self) -> None:
         """A context that serves on keeps none of those that have ended."""
@@ -291,17 +298,33 @@ class TestReporting:
     def test_oldest_work_is_named(self) -> None:
         """The route and the age of the oldest work are for people."""
         worker = joined()
-        assert worker.report().oldest is None
+        assert worker.make_report().oldest is None
         with admitted(worker, "GET /a") as first, admitted(worker, "GET /b"):
             first.started = monotonic() - 60
-            oldest = worker.report().oldest
+            oldest = worker.make_report().oldest
             assert oldest is not None
             assert (oldest.route, round(oldest.seconds)) == ("GET /a", 60)
             adopt(worker)
             with admitted(worker, "GET /c"):
-                found = worker.report().oldest
+                found = worker.make_report().oldest
                 assert found is not None
                 assert found.route == "GET /a"
+
+    def test_thread_that_was_left_behind_is_the_oldest(self) -> None:
+        """A request that came later does not hide it."""
+        worker = joined()
+        go = threading.Event()
+        with admitted(worker, "GET /left").enter_context() as left:
+            context = contextvars.copy_context()
+        with ThreadPoolExecutor(1) as pool, admitted(worker, "GET /b"):
+            pool.submit(context.run, go.wait, 30)
+            adopt(worker)
+            until(lambda: worker.make_report().left_behind == 1)
+            oldest = worker.make_report().oldest
+            go.set()
+        assert left.ended
+        assert oldest is not None
+        assert oldest.route == "GET /left (left behind by its request)"
 
     def test_garbage_is_reported_until_it_is_collected(self) -> None:
         """An enabled state is not drained before abandoned streams are closed."""
@@ -309,30 +332,30 @@ class TestReporting:
         with admitted(worker, "GET /a"):
             pass
         worker.adopt(ON)
-        report = worker.report()
+        report = worker.make_report()
         assert (report.seen, report.old) == (ON.epoch, 1)
         assert report.oldest is not None
-        assert worker.uncollected is not None
-        worker.collected = worker.uncollected
-        assert worker.report().old == 0
+        assert worker.garbage.is_pending
+        assert worker.collect_garbage()
+        assert worker.make_report().old == 0
         worker.adopt(OFF.replace(epoch=8))
-        assert worker.report().old == 0
+        assert worker.make_report().old == 0
 
     def test_worker_that_has_served_nothing_has_nothing_to_collect(self) -> None:
         """Without a request there is no stream that a client could have left."""
         worker = joined()
         worker.adopt(ON)
-        assert (worker.report().seen, worker.report().old) == (ON.epoch, 0)
+        assert (worker.make_report().seen, worker.make_report().old) == (ON.epoch, 0)
 
     def test_worker_that_cannot_count_says_so_once(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A drain is unknown from then on, and the log says why."""
         worker = joined()
-        assert worker.report().uncounted == 0
+        assert worker.make_report().uncounted == 0
         worker.mark_uncounted("no stack")
         worker.mark_uncounted("no stack")
-        assert worker.report().uncounted == 1
+        assert worker.make_report().uncounted == 1
         assert caplog.text.count("is not counted: no stack") == 1
 
     def test_releases_that_hide_their_threads_make_it_uncounted(
@@ -341,7 +364,7 @@ class TestReporting:
         """Where threads cannot be seen, no drain is promised."""
         monkeypatch.setattr(threads, "_ANYIO", None)
         worker = joined()
-        assert worker.report().uncounted == 1
+        assert worker.make_report().uncounted == 1
         assert "which threads still work" in caplog.text
 
     def test_worker_knows_what_it_has_adopted(self) -> None:
@@ -357,8 +380,8 @@ class TestReporting:
         events = recorded(lambda: Worker("default", "a test"))
         assert [name for name in events if name == "open"] == []
         worker = Worker("default", "a test")
-        assert worker.report().process
-        assert worker.report().process == worker.process
+        assert worker.make_report().process
+        assert worker.make_report().process == worker.process
 
     def test_child_of_a_fork_is_another_worker(self) -> None:
         """It has another id, has not joined, and nothing is in flight."""
@@ -369,7 +392,7 @@ class TestReporting:
         assert worker.id != before
         assert (worker.joined, worker.state) == (False, MaintenanceState())
         admission.release()
-        assert worker.report().in_flight == 0
+        assert worker.make_report().in_flight == 0
 
 
 class Lazy:
@@ -428,6 +451,16 @@ class TestClosing:
         old.release()
         assert not worker.is_draining
 
+    def test_later_publication_does_not_take_the_time_back(self) -> None:
+        """Another operator asks for nothing, and what was asked before still ends."""
+        worker = joined()
+        with admitted(worker) as old:
+            adopt(worker, ON.replace(close_after=0.0))
+            with admitted(worker) as let_in:
+                adopt(worker, ON.replace(epoch=8))
+                worker.close_due()
+                assert (old.closing, let_in.closing) == (True, False)
+
     def test_time_must_have_come(self) -> None:
         """Nothing is asked to end early, nor without older work, nor when it is off."""
         worker = joined()
@@ -467,8 +500,7 @@ class TestStaleKeeper:
         self, read: Callable[[], MaintenanceState | None], state: MaintenanceState = OFF
     ) -> Worker:
         """Return a worker whose keeper has not looked for two seconds."""
-        worker = joined(state)
-        worker.stale_after, worker.read = 1.0, read
+        worker = joined(state, read)
         worker.checked = monotonic() - 2
         return worker
 
@@ -530,13 +562,11 @@ class TestStaleKeeper:
             raise StoreError("away")
 
         assert admitted(self.stale(fails, ON)).state is ON
-        worker = self.stale(fails)
-        worker.read = None
-        assert admitted(worker).state is OFF
+        assert admitted(self.stale(fails)).state is OFF
 
 
 class Told(list[int]):
-    """The epochs that a listener was told of, and when it was told of enough."""
+    """The epochs that a listener was called with, and when they are enough."""
 
     def __init__(self, *, enough: int) -> None:
         super().__init__()
@@ -544,7 +574,7 @@ class Told(list[int]):
         self.done = threading.Event()
 
     def __call__(self, state: MaintenanceState) -> None:
-        """Be told."""
+        """Keep the epoch."""
         self.append(state.epoch)
         if len(self) == self.enough:
             self.done.set()
@@ -568,7 +598,7 @@ class TestTellingOfChanges:
         assert told == [7, 9, 10]
 
     def test_changes_of_before_the_join_are_told_if_they_matter(self) -> None:
-        """A worker that joins under maintenance tells of it; off is no news."""
+        """A listener is called when a worker joins under maintenance, not when off."""
         for state, expected in ((OFF, []), (ON, [7])):
             worker = Worker("default", "a test")
             told = Told(enough=1)
@@ -714,6 +744,6 @@ def test_request_does_nothing_that_is_audited(guard: MaintenanceGuard) -> None:
         return sorted(found)
 
     recorded(lambda: None)
-    guard._switch.join_now()
+    guard._switch.join_blocking()
     ours = set(events(guard)) - set(events(nothing))
     assert ours == set()

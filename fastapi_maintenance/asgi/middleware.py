@@ -15,7 +15,7 @@ from ..handlers import ExemptHandlers
 from ..state import MaintenanceState
 from ..stores import Store
 from .resolve import layers, router_of
-from .wrap import GuardedApp
+from .wrap import GuardedApp, guard_of
 
 
 class GuardOptions(TypedDict, total=False):
@@ -36,22 +36,22 @@ class MaintenanceModeMiddleware(GuardedApp):
 
     It covers mounted applications, static files and plain Starlette routes too. Marked
     routes and documentation stay open, and what no route matches is answered as always.
-    It decides for the dependency, if that has the same guard.
+    It also decides for a dependency with the same guard.
 
-    Add it in any order: the headers of a ``CORSMiddleware`` are on its answers even
-    where that stands inside. Other middlewares inside do not see a refusal, and one
-    that rewrites paths must stand outside, so that the right route is found.
+    Add it in any order: its answers have the headers of a ``CORSMiddleware`` even where
+    that stands inside. Other middlewares inside do not see a refusal. One that rewrites
+    paths must stand outside, so that the right route is found.
 
     It joins the guard's store when the application starts, and leaves it at the end.
 
     Args:
         app: The application behind it; ``add_middleware`` gives it.
-        guard: What decides. Without one, it makes its own of the options.
+        guard: The guard that decides; by default one that is made from the options.
         options: Those of ``MaintenanceGuard``.
 
     Raises:
-        TypeError: If both a guard and options are given, the guard is something else,
-            or an option is unknown.
+        TypeError: If both a guard and options are given, if the guard is not one, or
+            if an option is unknown.
         ValueError: If an option cannot work.
 
     Examples:
@@ -110,8 +110,8 @@ class MaintenanceModeMiddleware(GuardedApp):
     def _routed(self, scope: Scope) -> object:
         if self._shows_routes:
             return self.app
-        # A middleware behind this one hides what it wraps. Both belong to the
-        # application, if this one is in its stack.
+        # A middleware behind this one hides what it wraps. If this one is in the stack
+        # of the application, so is that one.
         app = scope.get("app")
         if isinstance(app, Starlette) and self in layers(app.middleware_stack):
             return app.router
@@ -121,5 +121,5 @@ class MaintenanceModeMiddleware(GuardedApp):
         kind: object = entry.cls
         if kind is not type(self):
             return False
-        given = entry.args[0] if entry.args else entry.kwargs.get("guard")
+        given = guard_of(entry)
         return given is None or given is self.guard

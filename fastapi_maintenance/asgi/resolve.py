@@ -4,7 +4,7 @@ Where nothing can be said, the request reaches a *closed box*: an application th
 refused as a whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 from fastapi import FastAPI
@@ -60,22 +60,70 @@ class ResolvedRoute(NamedTuple):
     exempt: bool
 
 
-class _AnswersItselfError(Exception):
-    """The application answers: there is nothing to run."""
+class Level(NamedTuple):
+    """One application on the way to a route.
+
+    Attributes:
+        layers: The middlewares around it, the outermost first, and the application.
+        router: Its router; None for a closed box.
+        app: The innermost Starlette or FastAPI application so far.
+        marked: Whether it is exempt by its marker.
+    """
+
+    layers: tuple[object, ...] = ()
+    router: Router | None = None
+    app: object = None
+    marked: bool = False
+
+    @property
+    def inner(self) -> object:
+        """The application without its middlewares."""
+        return self.layers[-1]
+
+    @property
+    def is_apps_own_router(self) -> bool:
+        """Whether its router is that of ``app``, and not one that is mounted there."""
+        router = getattr(self.app, "router", None)
+        return router is not None and router is self.router
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the guard stands inside of this application.
+
+        Its middlewares are trusted to leave paths and methods alone.
+        """
+        return self.is_apps_own_router and self.inner is self.router
+
+    def enter(self, app: object, around: Collection[object]) -> "Level":
+        """Return the level of an application that this level passes requests on to.
+
+        Args:
+            app: The application, with its middlewares.
+            around: The applications that are known to be around it.
+        """
+        found = tuple(layers(app, around))
+        inner = found[-1]
+        return Level(
+            found,
+            router_of(inner),
+            inner if isinstance(inner, Starlette) else self.app,
+            any(map(has_mark, found)) or (self.marked and inherits_mark(inner)),
+        )
 
 
-def layers(app: object) -> Iterator[object]:
+def layers(app: object, around: Collection[object] = ()) -> Iterator[object]:
     """Yield an ASGI application and what it wraps, down to what has routes.
 
-    Middlewares keep what they wrap as ``app``, by convention.
+    Middlewares keep what they wrap as ``app``, by convention. Extensions keep the
+    application around them under the same name, and pass nothing on to it.
     """
     for _ in range(DEEPEST):
-        if app is None:
-            return
         yield app
         if isinstance(app, Starlette | Router):
             return
         app = getattr(app, "app", None)
+        if app is None or any(app is known for known in around):
+            return
 
 
 def router_of(app: object) -> Router | None:
@@ -96,127 +144,123 @@ def resolve(app: object, scope: Scope) -> ResolvedRoute | None:
         None if the application answers by itself: no route, a method that the route
         does not have, a redirect to where the slash is right, a preflight.
     """
-    probe = dict(scope)
+    scope_copy = dict(scope)
     # An endpoint may send another request into its application with its own scope.
-    probe.pop("endpoint", None)
+    scope_copy.pop("endpoint", None)
     fastapi_scope = scope.get("fastapi")
     if fastapi_scope:
-        probe["fastapi"] = dict(fastapi_scope)
+        scope_copy["fastapi"] = dict(fastapi_scope)
     apps: list[Starlette] = []
     try:
-        return _descend(app, probe, apps)
-    except _AnswersItselfError:
-        return None
+        return _descend(app, scope_copy, apps)
     except Exception:  # noqa: BLE001  # a route's own matching failed: closed
-        return ResolvedRoute(probe, None, apps, exempt=False)
+        return ResolvedRoute(scope_copy, None, apps, exempt=False)
 
 
-def _descend(app: object, probe: Scope, apps: list[Starlette]) -> ResolvedRoute:
-    marked = rewritten = False
+def _descend(
+    app: object, scope_copy: Scope, apps: list[Starlette]
+) -> ResolvedRoute | None:
+    """Go from one application to the next, noting in the scope what each would note."""
+    outer = scope_copy.get("app")
+    level = Level(app=outer)
+    rewritten = False
     for _ in range(DEEPEST):
-        chain = list(layers(app))
-        inner = chain[-1]
-        marked = any(map(has_mark, chain)) or (marked and inherits_mark(inner))
-        router = router_of(inner)
-        if any(inner is around for around in apps):
-            # It keeps the application around it, and passes nothing on to that.
-            break
-        of_app = router is not None and _enter(inner, router, probe, apps)
-        # The middlewares of the outermost application are trusted.
-        trusted = of_app and inner is router
-        middlewares = _middlewares(chain, router)
-        rewritten = _pass_middlewares(middlewares, probe, rewritten, trusted=trusted)
+        level = level.enter(app, (outer, *apps))
+        _note_app(level, scope_copy, apps)
+        if not rewritten and _answers_preflight(level, scope_copy):
+            return None
+        rewritten = rewritten or _may_rewrite(level)
+        router = level.router
         if router is None or not is_standard(router, "__call__", "app"):
             break
-        try:
-            found = _choose(router, probe)
-        except _AnswersItselfError:
+        found = _choose(router, scope_copy)
+        if found is _ANSWERS_ITSELF:
             if rewritten:
                 break
-            raise
+            return None
         if found is None:
             # What answers for every other path is an application like any other.
             app = router.default
-        elif isinstance(found.route, Mount | Host):
-            if not handles_as_usual(found.route):
-                return ResolvedRoute(probe, None, apps, exempt=False)
-            app = found.route.app
-        else:
+        elif not isinstance(found.route, Mount | Host):
             effective = effective_of(found)
             exempt = (
-                marked
-                or is_marked(probe.get("endpoint"), effective)
-                or (of_app and _is_documentation(apps[-1], probe, effective))
+                level.marked
+                or is_marked(scope_copy.get("endpoint"), effective)
+                or _is_documentation(level, scope_copy, effective)
             )
-            return ResolvedRoute(probe, effective, apps, exempt)
-    return ResolvedRoute(probe, None, apps, marked)
+            return ResolvedRoute(scope_copy, effective, apps, exempt)
+        elif handles_as_usual(found.route):
+            app = found.route.app
+        else:
+            return ResolvedRoute(scope_copy, None, apps, exempt=False)
+    return ResolvedRoute(scope_copy, None, apps, level.marked)
 
 
-def _enter(inner: object, router: Router, probe: Scope, apps: list[Starlette]) -> bool:
-    """Note an application in the scope, as it does itself when it is called.
-
-    Returns:
-        Whether the router is an application's own, and not mounted in one.
-    """
-    if isinstance(inner, Starlette):
-        apps.append(inner)
-        probe["app"] = inner
-        root_path = getattr(inner, "root_path", "")
+def _note_app(level: Level, scope_copy: Scope, apps: list[Starlette]) -> None:
+    """Note an application in the scope, as it does itself when it is called."""
+    if isinstance(level.inner, Starlette):
+        scope_copy["app"] = level.inner
+        root_path = getattr(level.inner, "root_path", "")
         if root_path:
-            probe["root_path"] = root_path
-    app: Any = probe.get("app")
-    of_app = router is getattr(app, "router", None)
-    if of_app and app is not inner:
-        # The middleware stands inside of this application.
-        apps.append(app)
-    return of_app
+            scope_copy["root_path"] = root_path
+    if level.is_apps_own_router and isinstance(level.app, Starlette):
+        apps.append(level.app)
 
 
-def _is_documentation(app: object, probe: Scope, effective: object) -> bool:
+def _is_documentation(level: Level, scope: Scope, effective: object) -> bool:
     return (
-        isinstance(app, FastAPI)
-        and probe["type"] == "http"
-        and looks_like_documentation(app, effective)
+        level.is_apps_own_router
+        and isinstance(level.app, FastAPI)
+        and scope["type"] == "http"
+        and looks_like_documentation(level.app, effective)
     )
 
 
-def _choose(router: Router, probe: Scope) -> RouteMatch | None:
-    """Choose a route, and note it in the scope, as the router will.
+_ANSWERS_ITSELF: Final = RouteMatch(Match.NONE, {}, None)
+"""There is nothing to run: the router answers 404 or 405, or redirects."""
+
+
+def _choose(router: Router, scope_copy: Scope) -> RouteMatch | None:
+    """Choose a route as the router will, and note it in the scope as that does.
 
     Returns:
-        None if the router's own ``default`` answers.
+        ``_ANSWERS_ITSELF`` if there is nothing to run; None if the router's own
+        ``default`` answers.
     """
-    found = _first_match(router, probe)
+    found = _first_match(router, scope_copy)
     if found is None:
-        if _redirects(router, probe):
-            raise _AnswersItselfError
-        found = match_frontend(router, probe)
-        if found is None:
-            if router.default == router.not_found:
-                raise _AnswersItselfError
-            return None
-        if found.match is Match.PARTIAL:
-            raise _AnswersItselfError
-        note_match(probe, found)
-        return found
-    note_match(probe, found)
+        return _choose_last(router, scope_copy)
+    note_match(scope_copy, found)
     while is_included(found.route):
-        inside = match_route(found.route, probe)
+        inside = match_route(found.route, scope_copy)
         if inside.route is found.route:
             raise LookupError("the router chooses in a way of its own")
         found = inside
-        note_match(probe, found)
+        note_match(scope_copy, found)
     if isinstance(found.route, Route) and handles_as_usual(found.route):
         methods = getattr(effective_of(found), "methods", None)
-        if methods and probe["method"] not in methods:
-            raise _AnswersItselfError
-    probe["route"] = found.route
+        if methods and scope_copy["method"] not in methods:
+            return _ANSWERS_ITSELF
+    scope_copy["route"] = found.route
     return found
 
 
-def _first_match(router: Router, probe: Scope) -> RouteMatch | None:
+def _choose_last(router: Router, scope_copy: Scope) -> RouteMatch | None:
+    """Choose what comes after all routes, and return it as ``_choose`` does."""
+    if _redirects(router, scope_copy):
+        return _ANSWERS_ITSELF
+    frontend = match_frontend(router, scope_copy)
+    if frontend is None:
+        return _ANSWERS_ITSELF if router.default == router.not_found else None
+    if frontend.match is Match.PARTIAL:
+        return _ANSWERS_ITSELF
+    note_match(scope_copy, frontend)
+    return frontend
+
+
+def _first_match(router: Router, scope: Scope) -> RouteMatch | None:
     partial: RouteMatch | None = None
-    path = path_for_patterns(probe)
+    path = path_for_patterns(scope)
     for route in router.routes:
         if (
             path is not None
@@ -224,7 +268,7 @@ def _first_match(router: Router, probe: Scope) -> RouteMatch | None:
             and not route.path_regex.match(path)  # type: ignore[attr-defined]  # it has one
         ):
             continue
-        found = match_route(route, probe)
+        found = match_route(route, scope)
         if found.match is Match.FULL:
             return found
         if found.match is Match.PARTIAL and partial is None:
@@ -232,61 +276,56 @@ def _first_match(router: Router, probe: Scope) -> RouteMatch | None:
     return partial
 
 
-def _redirects(router: Router, probe: Scope) -> bool:
+def _redirects(router: Router, scope: Scope) -> bool:
     """Tell whether the router redirects to the path with or without a last slash."""
-    path: str = probe["path"]
-    routed = route_path(probe)
-    if probe["type"] != "http" or not router.redirect_slashes or routed in {None, "/"}:
+    path: str = scope["path"]
+    routed = route_path(scope)
+    if scope["type"] != "http" or not router.redirect_slashes or routed in {None, "/"}:
         return False
-    other = {**probe, "path": path.rstrip("/") if routed.endswith("/") else f"{path}/"}
+    other = {**scope, "path": path.rstrip("/") if routed.endswith("/") else f"{path}/"}
     return _first_match(router, other) is not None
 
 
-def _middlewares(chain: list[object], router: Router | None) -> Iterator[object]:
+def _middlewares(level: Level) -> Iterator[object]:
     """Yield the classes of what a request passes before the router chooses.
 
     An application that builds its middlewares in a way of its own is yielded itself.
     """
-    *around, inner = chain
+    *around, inner = level.layers
     yield from map(type, around)
     if isinstance(inner, Starlette):
         if not runs_as_usual(inner):
             yield inner
         yield from (entry.cls for entry in inner.user_middleware)
-    if router is not None:
-        yield from middlewares_of(router)
+    if level.router is not None:
+        yield from middlewares_of(level.router)
 
 
-def _pass_middlewares(
-    middlewares: Iterator[object], probe: Scope, rewritten: bool, *, trusted: bool
-) -> bool:
-    """Tell whether the path or the method may be another one behind middlewares.
-
-    Args:
-        middlewares: The classes, the outermost first.
-        probe: The request.
-        rewritten: Whether they may be so already.
-        trusted: Whether these leave them as they are.
-
-    Raises:
-        _AnswersItselfError: If one of them answers a preflight.
-    """
-    preflight = _is_preflight(probe)
-    for middleware in middlewares:
-        if preflight and not rewritten and _answers_preflights(middleware):
-            raise _AnswersItselfError
-        rewritten = rewritten or (not trusted and _may_rewrite(middleware))
-    return rewritten
-
-
-def _is_preflight(probe: Scope) -> bool:
-    if probe["type"] != "http" or probe["method"] != "OPTIONS":
+def _answers_preflight(level: Level, scope: Scope) -> bool:
+    """Tell whether a request is a preflight that a middleware answers."""
+    if not _is_preflight(scope):
         return False
-    names = {name for name, _ in probe["headers"]}
+    for middleware in _middlewares(level):
+        if _is_cors(middleware):
+            return True
+        if not level.is_trusted and _is_unknown(middleware):
+            return False
+    return False
+
+
+def _may_rewrite(level: Level) -> bool:
+    """Tell whether the path or the method may be another one behind middlewares."""
+    return not level.is_trusted and any(map(_is_unknown, _middlewares(level)))
+
+
+def _is_preflight(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
     return names >= {b"origin", b"access-control-request-method"}
 
 
-def _answers_preflights(middleware: object) -> bool:
+def _is_cors(middleware: object) -> bool:
     return (
         isinstance(middleware, type)
         and issubclass(middleware, CORSMiddleware)
@@ -294,7 +333,7 @@ def _answers_preflights(middleware: object) -> bool:
     )
 
 
-def _may_rewrite(middleware: object) -> bool:
+def _is_unknown(middleware: object) -> bool:
     """Tell whether a middleware could change a path or a method."""
     return (
         not isinstance(middleware, type)

@@ -1,10 +1,11 @@
 """An application behind a guard, decided before its route runs or a body is read.
 
-While maintenance is off, no route is matched: that would cost more than all the rest.
-A request is counted before its route is known, and one that turns out to be exempt is
-dropped from the count when the worker adopts a new state. Counting too much for a
-moment is safe. The route is then read from the scope, where the application's own
-routers have written it: a route that was merely foreseen may not be the one that runs.
+While maintenance is off, no route is matched: that would cost more than everything
+else together. A request is counted before its route is known. If it turns out to be
+exempt, it is dropped from the count when the worker adopts a new state; counting too
+many for a moment is safe. The route is then read from the scope, where the
+application's own routers have written it: the route that was foreseen may not be the
+one that runs.
 """
 
 from collections.abc import Mapping
@@ -46,10 +47,7 @@ class GuardedRequest:
     knows its route as soon as the application's routers have found one.
     """
 
-    __slots__ = (
-        *("_key", "_method", "_path", "_reached", "_reached_others", "_scope"),
-        "admission",
-    )
+    __slots__ = ("_key", "_method", "_path", "_reached", "_scope", "admission")
 
     def __init__(self, scope: Scope, key: str) -> None:
         self.admission: Admission | None = None
@@ -58,7 +56,6 @@ class GuardedRequest:
         self._method: object = scope.get("method")
         self._scope = scope
         self._reached = False
-        self._reached_others = False
         scope[key] = self
 
     def is_running(self) -> bool:
@@ -69,7 +66,7 @@ class GuardedRequest:
     def covers(self, scope: Scope) -> bool:
         """Tell whether a scope is that of this request, or a copy of it."""
         # An endpoint may send another request into its application with a copy of its
-        # own scope. That one is decided for itself.
+        # own scope. That request is decided on its own.
         return (
             self._path == scope["path"]
             and self._method == scope.get("method")
@@ -78,25 +75,22 @@ class GuardedRequest:
 
     def reached(self, scope: Scope) -> None:
         """Note the scope in which the dependency ran, where the endpoint is known."""
-        # The first is that of the request itself. An endpoint may send others into the
-        # application, with copies of its scope.
+        # Only the first one is that of the request itself: its endpoint may send others
+        # into the application, with copies of its scope.
         if not self._reached:
             self._reached = True
             self._scope = scope
             self._path = scope["path"]
-        elif scope is not self._scope:
-            self._reached_others = True
 
     def is_exempt(self) -> bool:
-        """Tell whether an endpoint was reached that is exempt, and no other one."""
+        """Tell whether an endpoint was reached that is exempt."""
         scope = self._scope
         endpoint = scope.get("endpoint")
         chain = list(layers(endpoint))
         if (
-            not chain
+            endpoint is None
             or isinstance(chain[-1], Starlette | Router)  # Its endpoint is not known.
             or scope["path"] != self._path
-            or self._reached_others
         ):
             return False
         effective = effective_route(scope)
@@ -106,7 +100,7 @@ class GuardedRequest:
         return has_mark(scope.get("app")) and (own or isinstance(endpoint, StaticFiles))
 
     def end(self) -> None:
-        """Let go of the scope, but for what the label needs while threads go on."""
+        """Drop the scope, except what the label needs while threads are running."""
         scope = self._scope
         scope.pop(self._key, None)
         self._scope = {name: scope.get(name) for name in _NAMING}
@@ -121,7 +115,7 @@ class GuardedApp:
     Args:
         app: What is behind it.
         guard: What tests override in ``dependency_overrides``.
-        decision: Decides and counts, for the guard and all that it wraps.
+        decision: Decides and counts for the guard and everything that it wraps.
 
     Raises:
         TypeError: If it is not an ASGI application.
@@ -141,7 +135,7 @@ class GuardedApp:
 
     @property
     def routes(self) -> list[BaseRoute]:
-        """The routes behind it, so that names in a mount are still found."""
+        """The routes behind it, for ``url_path_for`` through a mount."""
         return list(getattr(self.app, "routes", None) or ())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,12 +153,12 @@ class GuardedApp:
         switch = decision.switch
         worker = switch.worker
         state = worker.state
-        known = True
+        joined = True
         if not (state.enabled and worker.joined and switch.in_force(state)):
             request = GuardedRequest(scope, decision.key)
             admission = worker.admit(request)
-            while admission is None and known:
-                known = await decision.join()
+            while admission is None and joined:
+                joined = await decision.ensure_joined()
                 admission = worker.admit(request)
             try:
                 if admission is not None and not (
@@ -181,16 +175,16 @@ class GuardedApp:
                 if admission is not None:
                     admission.release()
                 request.end()
-        await self._decide(scope, receive, send, known=known)
+        await self._decide(scope, receive, send, joined=joined)
 
     async def _pass_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is not a request."""
         await self.app(scope, receive, send)
 
     async def _decide(
-        self, scope: Scope, receive: Receive, send: Send, *, known: bool
+        self, scope: Scope, receive: Receive, send: Send, *, joined: bool
     ) -> None:
-        """Decide while maintenance is on, or while the state is not known."""
+        """Decide while maintenance is on, or the worker could not join."""
         decision = self._decision
         resolved = resolve(self._routed(scope), scope)
         if (
@@ -198,7 +192,7 @@ class GuardedApp:
             or resolved.exempt
             or any(map(self._is_overridden, resolved.apps))
         ):
-            # The guard inside decides for itself: this route was only foreseen.
+            # This route was only foreseen. A guard inside decides by the one that runs.
             await self.app(scope, receive, send)
             return
         label = label_of(resolved.scope, resolved.effective)
@@ -207,13 +201,13 @@ class GuardedApp:
         refusal: MaintenanceError | WebSocketException
         with ExitStack() as stack:
             try:
-                if not known:
-                    refuse(scope, decision.unknown())
+                if not joined:
+                    refuse(scope, decision.not_joined_error())
                 pending = decision.admit_or_refuse(connection, stack, coverage)
                 if pending is not None:
                     await pending
             except (MaintenanceError, WebSocketException) as error:
-                # Without its traceback: with this frame, it would be a reference cycle.
+                # Its traceback refers to this frame, which would be a reference cycle.
                 refusal = error.with_traceback(None)
             else:
                 if isinstance(connection, PendingWebSocket):
@@ -287,6 +281,11 @@ class PendingWebSocket(WebSocket):
             await super().close(code, reason)
         else:
             await self.opened.close(code, reason)
+
+
+def guard_of(entry: Middleware) -> object:
+    """Return the guard that an entry of ``user_middleware`` was given, or None."""
+    return entry.args[0] if entry.args else entry.kwargs.get("guard")
 
 
 def _without_body(scope: Scope) -> Request | PendingWebSocket:

@@ -7,6 +7,7 @@ import typer
 
 from ..changes import new_token
 from . import commands
+from .display import Display
 from .errors import OneLineErrors
 from .options import Enabling, Planning, Waiting, Where, grouped
 from .output import Output
@@ -44,6 +45,11 @@ def _program(
         raise typer.Exit
 
 
+def _display(where: Where, *, to_stderr: bool = False) -> Display:
+    target = Target(where)
+    return Display(target, Output(as_json=where.as_json, to_stderr=to_stderr))
+
+
 @app.command()
 @grouped
 def on(
@@ -73,20 +79,23 @@ def on(
             "--at and --auto-off leave it to the clock, so that nothing can be drained;"
             " leave out --wait, or give --for or --until alone"
         )
-    target = Target(where)
+    display = _display(where)
     token = new_token() if enabling.bypass else None
     enable = enabling.options(token)
-    drain = waiting.options() if wait else None
-    return commands.carry_out(
-        target,
-        lambda: commands.switch_on(
-            target,
-            enable,
-            init=enabling.init,
-            token=token,
-            drain=drain,
-            rollback=rollback,
-        ),
+    if not wait:
+        return commands.carry_out(
+            lambda: commands.switch_on(
+                display, enable, init=enabling.init, token=token
+            ),
+            interrupted=commands.PERHAPS_PUBLISHED,
+        )
+    return commands.carry_out_and_wait(
+        display,
+        waiting.options(),
+        enable,
+        init=enabling.init,
+        token=token,
+        rollback=rollback,
     )
 
 
@@ -100,8 +109,11 @@ def off(
     where: Where,
 ) -> int:
     """Open again, unless others hold it on."""
-    target = Target(where)
-    return commands.carry_out(target, lambda: commands.switch_off(target, force=force))
+    display = _display(where)
+    return commands.carry_out(
+        lambda: commands.switch_off(display, force=force),
+        interrupted=commands.PERHAPS_PUBLISHED,
+    )
 
 
 @app.command()
@@ -111,9 +123,8 @@ def wait(*, waiting: Waiting, where: Where) -> int:
 
     Maintenance must be on already. The exit codes are those of `on --wait`.
     """
-    target = Target(where)
-    drain = waiting.options()
-    return commands.carry_out(target, lambda: commands.wait_again(target, drain))
+    display = _display(where)
+    return commands.carry_out_and_wait(display, waiting.options())
 
 
 @app.command()
@@ -131,10 +142,10 @@ def status(
     """Show the state, its place and its workers."""
     if watch and check:
         raise ValueError("--watch goes on for ever, --check answers once; give one")
-    target = Target(where)
+    display = _display(where)
     if watch:
-        return commands.carry_out(target, lambda: commands.watch_status(target))
-    return commands.carry_out(target, lambda: commands.show_status(target, check=check))
+        return commands.watch_status(display)
+    return commands.carry_out(lambda: commands.show_status(display, check=check))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -161,10 +172,9 @@ def run(
     the command's own; 125 when it was not started, 127 when there is none. Its
     standard output stays its own: everything said here goes to standard error.
     """
-    target = Target(where, aside=True)
     token = new_token() if enabling.bypass else None
     return run_command(
-        target,
+        _display(where, to_stderr=True),
         enabling.options(token),
         waiting.options(),
         command,
@@ -191,10 +201,11 @@ def forget(
     """Take workers off the list that are gone for good."""
     if bool(workers) == (lost_for is not None):
         raise ValueError("name a WORKER, as `status` shows it, or give --lost-for 10m")
-    target = Target(where)
+    display = _display(where)
     seconds = None if lost_for is None else parse_duration(lost_for).total_seconds()
     return commands.carry_out(
-        target, lambda: commands.forget(target, workers or [], seconds)
+        lambda: commands.forget(display, workers or [], seconds),
+        interrupted="`fastapi-maintenance status` shows who is still on the list",
     )
 
 

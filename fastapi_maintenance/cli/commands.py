@@ -2,105 +2,128 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
-from rich.console import Group
-from rich.live import Live
 
 from ..changes import EnableOptions, default_actor
 from ..fence import Roster, WorkerReport, shown_span
 from ..state import MaintenanceState
-from ..stores import ENVIRONMENT, StoreError
+from ..stores import ENVIRONMENT, StoreError, TemporaryStoreError
 from ..switch import DrainOptions, Publication
-from .display import LINE_INTERVAL, WaitDisplay
+from .display import Display, WaitDisplay, WatchDisplay
 from .exits import ExitCode, FailureError
 from .output import Output
 from .signals import InterruptedBySignalError, Signals
-from .target import Target
-from .times import clock
-from .workers import worker_summary
 
-STAYS_ON: Final = (
+PERHAPS_PUBLISHED: Final = "`fastapi-maintenance status` shows whether it was published"
+WAIT_STAYS_ON: Final = (
     "maintenance stays on; `fastapi-maintenance wait` waits again, `off` opens it"
 )
 _LOOK_INTERVAL: Final = 0.5
-_WITHOUT_TABLES: Final = {"", "memory", "env", "file", "redis", "rediss", "unix"}
+
+T = TypeVar("T")
 
 
-def carry_out(target: Target, work: Callable[[], Awaitable[int]]) -> int:
+def carry_out(
+    work: Callable[[], Awaitable[int]], *, interrupted: str = "nothing has changed"
+) -> int:
     """Run a command's work until it is done or a signal comes.
+
+    Args:
+        work: What to do.
+        interrupted: How the state is left after a signal.
+
+    Raises:
+        FailureError: If a signal came.
+    """
+    with Signals() as signals:
+        return anyio.run(interruptible, signals, work, interrupted)
+
+
+def carry_out_and_wait(
+    display: Display,
+    drain: DrainOptions,
+    enable: EnableOptions | None = None,
+    *,
+    init: bool = False,
+    token: str | None = None,
+    rollback: bool = False,
+) -> int:
+    """Publish, by default what is on already, and wait until drained.
+
+    Raises:
+        FailureError: If it was not drained, or a signal came; the state stays on.
+    """
+
+    async def publish() -> Publication:
+        await display.target.require(init=init)
+        return await display.target.switch.publish_to_drain(drain, enable)
+
+    async def work(signals: Signals) -> int:
+        publication = await interruptible(signals, publish, PERHAPS_PUBLISHED)
+        display.published(publication, publication.roster, token=token, drain=drain)
+        return await interruptible(
+            signals,
+            lambda: wait_for(display, publication, drain, rollback=rollback),
+            WAIT_STAYS_ON,
+        )
+
+    with Signals() as signals:
+        return anyio.run(work, signals)
+
+
+async def interruptible(
+    signals: Signals, work: Callable[[], Awaitable[T]], interrupted: str
+) -> T:
+    """Do one step of a command until it is done or a signal comes.
 
     Raises:
         FailureError: If a signal came; the line says how the state is left.
     """
-    with Signals() as signals:
-        try:
-            return anyio.run(signals.watch, work)
-        except InterruptedBySignalError as error:
-            if target.interrupted is None:
-                return ExitCode.DONE
-            raise FailureError(
-                ExitCode.of_signal(error.number), f"{error}; {target.interrupted}"
-            ) from None
+    try:
+        return await signals.watch(work)
+    except InterruptedBySignalError as error:
+        code = ExitCode.of_signal(error.number)
+        raise FailureError(code, f"{error}; {interrupted}") from None
 
 
 async def switch_on(
-    target: Target,
-    enable: EnableOptions,
-    *,
-    init: bool,
-    token: str | None,
-    drain: DrainOptions | None,
-    rollback: bool,
+    display: Display, enable: EnableOptions, *, init: bool, token: str | None
 ) -> int:
-    """Publish, and with drain options wait until drained."""
-    await target.require(init=init)
-    if drain is None:
-        publication = await target.switch.enable(enable)
-        roster = await target.roster()
-        target.published(publication, roster, token=token, acknowledged=True)
-        return ExitCode.DONE
-    publication = await target.switch.publish_to_drain(drain, enable)
-    target.interrupted = STAYS_ON
-    target.published(publication, publication.roster, token=token)
-    return await wait_for(target, publication, drain, rollback=rollback)
-
-
-async def wait_again(target: Target, drain: DrainOptions) -> int:
-    """Drain the state that is on."""
-    await target.require()
-    publication = await target.switch.publish_to_drain(drain)
-    target.interrupted = STAYS_ON
-    target.published(publication, publication.roster)
-    return await wait_for(target, publication, drain, rollback=False)
+    """Publish, and say who has acknowledged."""
+    await display.target.require(init=init)
+    publication = await display.target.switch.enable(enable)
+    display.published(publication, await display.roster(), token=token)
+    return ExitCode.DONE
 
 
 async def wait_for(
-    target: Target, publication: Publication, drain: DrainOptions, *, rollback: bool
+    display: Display, publication: Publication, drain: DrainOptions, *, rollback: bool
 ) -> int:
     """Show a wait, and end with its outcome."""
-    state = publication.state
+    state, switch = publication.state, display.target.switch
     try:
-        with WaitDisplay(target, state, drain.timeout) as display:
-            report = await target.switch.wait(publication, drain, progress=display.look)
+        with WaitDisplay(display, state, drain.timeout) as shown:
+            report = await switch.wait_until_drained(
+                publication, drain, progress=shown.update
+            )
     except StoreError as error:
-        raise StoreError(f"{error}; {STAYS_ON}") from error
+        raise StoreError(f"{error}; {WAIT_STAYS_ON}") from error
     if report.drained:
-        target.drained(report, state)
+        display.drained(report, state)
         return ExitCode.DONE
-    text, then = target.not_drained(report, state), STAYS_ON
+    text, then = display.not_drained(report, state), WAIT_STAYS_ON
     if report.outcome == "superseded":
         then = "the other state stands"
     elif rollback:
         try:
-            then = put_back(publication, await target.switch.undo(publication))
+            then = put_back(publication, await switch.undo(publication))
         except StoreError as error:
-            then = f"{STAYS_ON}; it could not be put back: {error}"
+            then = f"{WAIT_STAYS_ON}; it could not be put back: {error}"
     raise FailureError(ExitCode.of(report.outcome), f"{text}; {then}")
 
 
@@ -122,83 +145,71 @@ def _content(state: MaintenanceState) -> str:
     return state.replace(epoch=0, tag="", close_after=None).to_json()
 
 
-async def switch_off(target: Target, *, force: bool) -> int:
+async def switch_off(display: Display, *, force: bool) -> int:
     """Open again."""
-    await target.require()
-    publication = await target.switch.disable(actor=default_actor(), force=force)
-    target.published(publication, await target.roster(), acknowledged=True)
+    await display.target.require()
+    switch = display.target.switch
+    publication = await switch.disable(actor=default_actor(), force=force)
+    display.published(publication, await display.roster())
     return ExitCode.DONE
 
 
-async def show_status(target: Target, *, check: bool) -> int:
+async def show_status(display: Display, *, check: bool) -> int:
     """Show the state and the workers."""
-    await target.require()
-    state = await target.switch.read()
-    roster = await target.roster()
-    view = target.view(state, roster)
-    target.out.emit("status", **view.document())
-    view.show(target.out)
-    if view.workers:
-        target.out.say()
-        target.out.show(view.table(live=target.out.live))
-    target.warn_if_alone(roster)
-    for worker in view.workers:
-        if worker.liveness == "silent":
-            target.out.say(
-                f"{worker.name} does not answer. If it is gone for good:"
-                f" fastapi-maintenance forget {worker.id}"
-            )
+    await display.target.require()
+    state = await display.target.switch.read()
+    roster = await display.roster()
+    display.status(state, roster)
     if check:
-        in_force = target.switch.in_force(state)
+        in_force = display.target.switch.in_force(state)
         return ExitCode.IN_FORCE if in_force else ExitCode.DONE
     return ExitCode.UNREACHABLE if roster is None else ExitCode.DONE
 
 
-async def watch_status(target: Target) -> int:
+def watch_status(display: Display) -> int:
     """Show the state and the workers again and again, until a signal comes."""
-    await target.require()
-    target.interrupted = None
-    out, shown, due = target.out, -1, 0.0
-    with (
-        Live(console=out.console, auto_refresh=False) if out.live else nullcontext()
-    ) as live:
-        while True:
-            state = await target.switch.read()
-            roster = await target.switch.roster() or Roster()
-            view = target.view(state, roster)
-            if live is not None:
-                parts = Group(view.rendered(), "", view.table(live=True))
-                live.update(parts, refresh=True)
-            elif state.epoch != shown or time.monotonic() >= due:
-                shown, due = state.epoch, time.monotonic() + LINE_INTERVAL
-                out.emit("status", **view.document())
-                running = sum(worker.in_flight for worker in view.workers)
-                out.say(
-                    f"{clock()}  {view.headline()} Workers: {worker_summary(roster)};"
-                    f" {running} in flight"
-                )
-            await anyio.sleep(_LOOK_INTERVAL)
+
+    async def work() -> None:
+        await display.target.require()
+        switch = display.target.switch
+        with WatchDisplay(display) as shown:
+            while True:
+                try:
+                    state, roster = await switch.read(), await switch.roster()
+                except TemporaryStoreError as error:
+                    # A restart or a failover is what an operator watches for.
+                    shown.no_answer(error)
+                else:
+                    shown.update(state, roster or Roster())
+                await anyio.sleep(_LOOK_INTERVAL)
+
+    with Signals() as signals, contextlib.suppress(InterruptedBySignalError):
+        anyio.run(signals.watch, work)
+    return ExitCode.DONE
 
 
-async def forget(target: Target, workers: Sequence[str], lost_for: float | None) -> int:
+async def forget(
+    display: Display, workers: Sequence[str], lost_for: float | None
+) -> int:
     """Take workers off the list that a person knows to be gone for good."""
-    await target.require()
-    roster = await target.switch.roster() or Roster()
+    await display.target.require()
+    switch, out = display.target.switch, display.out
+    roster = await switch.roster() or Roster()
     if lost_for is None:
         gone = [_silent_one(worker, roster) for worker in workers]
     else:
         gone = [
             worker
-            for worker in roster.living
+            for worker in roster.not_dead
             if worker.liveness == "silent" and worker.age >= lost_for
         ]
     for worker in gone:
-        await target.switch.forget(worker.id)
-    target.out.emit("forgotten", workers=[worker.id for worker in gone])
+        await switch.forget(worker.id)
+    out.emit("forgotten", workers=[worker.id for worker in gone])
     for worker in gone:
-        target.out.say(f"Forgot {worker.name} ({worker.id}).")
+        out.say(f"Forgot {worker.name} ({worker.id}).")
     if not gone:
-        target.out.say(
+        out.say(
             f"No worker has been silent for {shown_span(lost_for or 0)}; none was"
             " forgotten."
         )
@@ -212,11 +223,11 @@ def _silent_one(name: str, roster: Roster) -> WorkerReport:
         return WorkerReport(id=name, host="unknown", pid=0)
     named = [
         worker
-        for worker in roster.living
+        for worker in roster.not_dead
         if name in {worker.id, worker.name, str(worker.pid)}
     ]
     if not named:
-        silent = [w.name for w in roster.living if w.liveness == "silent"]
+        silent = [w.name for w in roster.not_dead if w.liveness == "silent"]
         known = ", ".join([*silent, *sorted(missing)]) or "none"
         raise FailureError(
             ExitCode.USAGE, f"no worker {name!r}; those that do not answer: {known}"
@@ -239,10 +250,11 @@ def show_schema(url: str | None, out: Output) -> int:
     """Write the SQL that makes the tables of an SQL store.
 
     Raises:
-        FailureError: If the store is of another kind.
+        FailureError: If no store is named.
+        ValueError: If it is of another kind.
     """
-    url = url or os.environ.get(ENVIRONMENT) or ""
-    if url.partition(":")[0] in _WITHOUT_TABLES:
+    url = url or os.environ.get(ENVIRONMENT)
+    if not url:
         raise FailureError(
             ExitCode.USAGE,
             "only an SQL store has tables; name it, such as"

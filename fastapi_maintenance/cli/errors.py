@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -52,8 +52,30 @@ class OneLineErrors(TyperGroup):
             code = _code(error)
             if code is None:
                 raise
-            _fail(words, code, _text(error, words))
+            given = self._options_of(words)
+            out = Output(
+                as_json=bool(given.get("as_json")), to_stderr=words[:1] == ["run"]
+            )
+            text = _text(error, words, given.get("store"))
+            out.emit("error", exit=code, error=clean(text))
+            out.fail(text)
         sys.exit(code if isinstance(code, int) else ExitCode.DONE)
+
+    def _options_of(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return the options of a command, as far as they can be understood.
+
+        What follows the command of ``run`` is not its own.
+        """
+        command = self.commands.get(words[0]) if words else None
+        if command is None:
+            return {"as_json": "--json" in words}
+        context = command.make_context(
+            words[0],
+            list(words[1:]),
+            resilient_parsing=True,
+            ignore_unknown_options=True,
+        )
+        return context.params
 
 
 _SILENT: Final = logging.NullHandler()
@@ -69,9 +91,9 @@ def _code(error: Exception) -> int | None:
     return ExitCode.USAGE if isinstance(error, _UsageError) else None
 
 
-def _text(error: Exception, words: Sequence[str]) -> str:
+def _text(error: Exception, words: Sequence[str], store: str | None) -> str:
     if isinstance(error, FailureError) and error.run_as is not None:
-        return f"{error}: {_as_user(error.run_as, words)}"
+        return f"{error}: {_as_user(error.run_as, words, store)}"
     if isinstance(error, ValidationError):
         return first_problem(error)
     text = getattr(error, "format_message", error.__str__)()
@@ -81,25 +103,11 @@ def _text(error: Exception, words: Sequence[str]) -> str:
     return text or type(error).__name__
 
 
-def _as_user(user: str, words: Sequence[str]) -> str:
+def _as_user(user: str, words: Sequence[str], store: str | None) -> str:
     """Return the same command for another user."""
     command, *rest = words
-    own = _own_words(words)
-    store = os.environ.get(ENVIRONMENT)
-    if store and not any(word.partition("=")[0] == "--store" for word in own):
+    variable = os.environ.get(ENVIRONMENT)
+    if variable and store is None:
         # sudo does not pass the environment on.
-        rest = ["--store", store, *rest]
+        rest = ["--store", variable, *rest]
     return shlex.join(["sudo", "-u", user, "fastapi-maintenance", command, *rest])
-
-
-def _own_words(words: Sequence[str]) -> Sequence[str]:
-    """Return what is before the command of ``run``, if ``--`` shows where that is."""
-    words = list(words)
-    return words[: words.index("--")] if "--" in words else words
-
-
-def _fail(words: Sequence[str], code: int, text: str) -> None:
-    own = _own_words(words)
-    out = Output(as_json="--json" in own, aside=own[:1] == ["run"])
-    out.emit("error", exit=code, error=clean(text))
-    out.fail(text)

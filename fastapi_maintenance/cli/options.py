@@ -42,10 +42,7 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class Enabling:
-    """What ``run`` sets: the fields of ``EnableOptions`` under the same names.
-
-    A field that needs no conversion is complete with its line here.
-    """
+    """What ``run`` sets."""
 
     message: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What refused clients read.")
@@ -92,33 +89,37 @@ class Enabling:
         Raises:
             ValueError: If an option cannot work; the message names the remedy.
         """
-        now = datetime.now(UTC)
-        at: str | None = getattr(self, "at", None)
-        begin = None if at is None else parse_moment(at, after=now)
+        return self._options(token, until=self._end(datetime.now(UTC)))
+
+    def _options(
+        self,
+        token: str | None,
+        *,
+        until: datetime | timedelta | None,
+        at: datetime | None = None,
+        auto_off: bool = False,
+    ) -> EnableOptions:
         if self.message is not None:
             check_text(self.message, "--message")
-        # Fields of the same name, such as a new one, are taken as they are.
-        given = {
-            name: getattr(self, name)
-            for name in EnableOptions.model_fields
-            if hasattr(self, name)
-        }
-        given |= {
-            "at": begin,
-            "until": self._end(begin, now),
+        values = {
+            "message": self.message,
+            "at": at,
+            "until": until,
+            "auto_off": auto_off,
             "retry_after": None
             if self.retry_after is None
             else parse_duration(self.retry_after, bare=True),
+            "read_only": self.read_only,
             "bypass_token": token,
             "actor": default_actor(),
         }
         try:
-            return EnableOptions(**given)
+            return EnableOptions.model_validate(values)
         except ValidationError as error:
             raise ValueError(first_problem(error, _option)) from None
 
     def _end(
-        self, begin: datetime | None, now: datetime
+        self, now: datetime, begin: datetime | None = None
     ) -> datetime | timedelta | None:
         if self.for_ is not None and self.until is not None:
             raise ValueError("--for and --until both name the end; give one of them")
@@ -128,10 +129,6 @@ class Enabling:
                 raise ValueError("--for must be longer than 0 seconds")
             return length
         if self.until is None:
-            if getattr(self, "auto_off", False):
-                raise ValueError(
-                    "--auto-off needs an end: give --for or --until as well"
-                )
             return None
         end = parse_moment(self.until, after=begin or now)
         if end <= now:
@@ -150,6 +147,15 @@ class Planning(Enabling):
     auto_off: Annotated[
         bool, typer.Option("--auto-off", help="Open by the clock at the end.")
     ] = False
+
+    def options(self, token: str | None) -> EnableOptions:
+        """Return what an operator asks for, and when it begins."""
+        now = datetime.now(UTC)
+        begin = None if self.at is None else parse_moment(self.at, after=now)
+        end = self._end(now, begin)
+        if self.auto_off and end is None:
+            raise ValueError("--auto-off needs an end: give --for or --until as well")
+        return self._options(token, until=end, at=begin, auto_off=self.auto_off)
 
 
 @dataclass(frozen=True, kw_only=True)

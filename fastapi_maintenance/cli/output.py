@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -22,16 +23,16 @@ class Output:
 
     Args:
         as_json: Write JSON lines instead.
-        aside: Write everything to standard error, as standard output is a command's.
+        to_stderr: Write everything to standard error; standard output is a command's.
 
     Attributes:
         live: Whether a person watches, so that a display may redraw itself.
     """
 
-    def __init__(self, *, as_json: bool, aside: bool = False) -> None:
+    def __init__(self, *, as_json: bool, to_stderr: bool = False) -> None:
         self.as_json = as_json
-        errors = _enduring(sys.stderr)
-        stream = errors if aside else _enduring(sys.stdout)
+        errors = _open(sys.stderr)
+        stream = errors if to_stderr else _open(sys.stdout)
         self.console: Console = _console(stream)
         self._errors = errors
         self.live: bool = (
@@ -56,13 +57,13 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Write one line to standard error, for either reader."""
-        self._aside(f"warning: {text}")
+        self._to_stderr(f"warning: {text}")
 
     def fail(self, text: str) -> None:
         """Write one line to standard error: what went wrong, and the remedy."""
-        self._aside(f"error: {text}")
+        self._to_stderr(f"error: {text}")
 
-    def _aside(self, text: str) -> None:
+    def _to_stderr(self, text: str) -> None:
         print(clean(text), file=self._errors, flush=True)
 
 
@@ -78,27 +79,39 @@ def clean(text: str) -> str:
     )
 
 
+def plain_table(*columns: Column, expand: bool = False) -> Table:
+    """Return a table without lines."""
+    return Table(
+        *columns,
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        padding=(0, 2, 0, 0),
+        expand=expand,
+    )
+
+
 def _console(stream: TextIO) -> Console:
     # A pipe has no width: what reads it wants whole lines.
     width = None if stream.isatty() else 10_000
     return Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
 
 
-def _enduring(stream: TextIO | None) -> TextIO:
+def _open(stream: TextIO | None) -> TextIO:
     if stream is None:  # Closed by the caller.
         stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # for as long as we live
     return io.TextIOWrapper(
-        _Enduring(stream),
+        _IgnoresClosedPipe(stream),
         encoding=stream.encoding,
         errors="backslashreplace",
         write_through=True,
     )
 
 
-class _Enduring(io.BufferedIOBase):
+class _IgnoresClosedPipe(io.BufferedIOBase):
     """Drops what is written to a closed pipe or terminal."""
 
-    name = "enduring"  # TextIOWrapper asks for one
+    name = "<stream>"  # TextIOWrapper asks for one
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..inventory import NOT_COVERED, Entry, survey
 from .exits import ExitCode, FailureError
-from .output import Output, clean
-from .workers import plain_table
+from .output import Output, clean, plain_table
 
 _STYLES: Final = {"guarded": "green", NOT_COVERED: "bold red"}
 
@@ -78,11 +77,12 @@ def load(application: str) -> object:
 
 
 def _table(entries: list[Entry]) -> Table:
-    table = plain_table()
-    table.add_column("COVERAGE", no_wrap=True)
-    table.add_column("KIND", no_wrap=True)
-    table.add_column("PATH", overflow="fold")
-    table.add_column("NOTE", overflow="fold")
+    table = plain_table(
+        Column("COVERAGE", no_wrap=True),
+        Column("KIND", no_wrap=True),
+        Column("PATH", overflow="fold"),
+        Column("NOTE", overflow="fold"),
+    )
     for entry in entries:
         table.add_row(
             Text(entry.coverage, style=_STYLES.get(entry.coverage, "")),

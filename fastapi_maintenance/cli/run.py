@@ -11,19 +11,22 @@ import anyio
 
 from ..changes import CannotDrainError, EnableOptions, new_holder
 from ..fence import foresee
+from ..state import OPERATOR, MaintenanceState
 from ..stores import StoreError
 from ..switch import DrainOptions, Publication
-from .commands import put_back
-from .display import WaitDisplay
+from .commands import interruptible, put_back
+from .display import Display, WaitDisplay, why_not
 from .exits import ExitCode, FailureError
 from .signals import InterruptedBySignalError, Signals, signal_name
-from .target import Target
 
 STAYS_ON: Final = "maintenance stays on; `fastapi-maintenance off` opens it"
+STAYS_HELD: Final = (
+    "maintenance stays on and held, `fastapi-maintenance off --force` opens it"
+)
 
 
 def run_command(
-    target: Target,
+    display: Display,
     enable: EnableOptions,
     drain: DrainOptions,
     command: Sequence[str],
@@ -49,107 +52,104 @@ def run_command(
         )
     try:
         with Signals() as signals:
-            run = _Run(target, drain, signals, stay=stay)
+            run = _Run(display, drain, signals, stay=stay)
             words = [path, *command[1:]]
-            return anyio.run(run.take, enable, words, init, token)
+            return anyio.run(run.execute, enable, words, init, token)
     except (StoreError, CannotDrainError, OSError) as error:
         raise FailureError(ExitCode.NOT_STARTED, str(error)) from error
 
 
 class _Run:
     def __init__(
-        self, target: Target, drain: DrainOptions, signals: Signals, *, stay: bool
+        self, display: Display, drain: DrainOptions, signals: Signals, *, stay: bool
     ) -> None:
-        self._target = target
-        self._switch = target.switch
+        self._display = display
+        self._switch = display.target.switch
         self._options = drain
         self._signals = signals
         self._stay = stay
         self._holder = new_holder()
 
-    async def take(
+    async def execute(
         self,
         enable: EnableOptions,
         words: Sequence[str],
         init: bool,  # anyio.run passes no keywords
         token: str | None,
     ) -> int:
-        try:
-            await self._signals.watch(lambda: self._foresee(init=init))
-        except InterruptedBySignalError as error:
-            raise FailureError(
-                ExitCode.of_signal(error.number), f"{error}; nothing has changed"
-            ) from None
+        await interruptible(
+            self._signals, lambda: self._foresee(init=init), "nothing has changed"
+        )
         publication = await self._switch.publish_to_drain(
             self._options, enable, holder=self._holder
         )
-        self._target.published(publication, publication.roster, token=token)
+        self._display.published(
+            publication, publication.roster, token=token, drain=self._options
+        )
         try:
             await self._drain(publication)
             self._signals.check()
         except InterruptedBySignalError as error:
             # To interrupt is not to open.
             code = ExitCode.of_signal(error.number)
-            await self._fail(publication, code, str(error), stays=True)
+            await self._fail(publication, code, str(error), stays_on=True)
         except StoreError as error:
-            await self._fail(publication, ExitCode.NOT_STARTED, str(error))
+            await self._not_started(publication, str(error))
         try:
             # What this process has inherited is passed on; what Python opens is not.
             child = subprocess.Popen(words, close_fds=False)  # noqa: ASYNC220, S603  # the user's own command
         except OSError as error:
             text = f"cannot start {words[0]}: {error.strerror}"
-            await self._fail(publication, ExitCode.NOT_STARTED, text)
+            await self._not_started(publication, text)
         with child:
             code = await self._signals.follow(child)
         return await self._finish(publication, code)
 
     async def _foresee(self, *, init: bool) -> None:
         """Refuse at once what no wait could end well, before anything has changed."""
-        await self._target.require(init=init, code=ExitCode.NOT_STARTED)
-        roster = None if self._target.fixed else await self._switch.roster()
-        verdict = roster and foresee(roster, self._options.workers)
-        if verdict:
+        target = self._display.target
+        await target.require(init=init, code=ExitCode.NOT_STARTED)
+        roster = None if target.fixed else await self._switch.roster()
+        if roster is None:
+            return
+        verdict = foresee(roster, self._options.workers)
+        if verdict is not None:
             raise FailureError(
-                ExitCode.NOT_STARTED, f"{verdict.reason}; nothing has changed"
+                ExitCode.NOT_STARTED,
+                f"{why_not(verdict, roster.not_dead)}; nothing has changed",
             )
 
     async def _drain(self, publication: Publication) -> None:
         state = publication.state
-        with WaitDisplay(self._target, state, self._options.timeout) as display:
+        with WaitDisplay(self._display, state, self._options.timeout) as shown:
             report = await self._signals.watch(
-                lambda: self._switch.wait(
-                    publication, self._options, progress=display.look
+                lambda: self._switch.wait_until_drained(
+                    publication, self._options, progress=shown.update
                 )
             )
         if not report.drained:
-            text = self._target.not_drained(report, state)
-            text += "; the command was not started"
-            await self._fail(publication, ExitCode.NOT_STARTED, text)
-        self._target.drained(report, state)
+            text = self._display.not_drained(report, state)
+            await self._not_started(publication, f"{text}; the command was not started")
+        self._display.drained(report, state)
+
+    async def _not_started(self, publication: Publication, text: str) -> NoReturn:
+        await self._fail(publication, ExitCode.NOT_STARTED, text, stays_on=self._stay)
 
     async def _fail(
-        self,
-        publication: Publication,
-        code: int,
-        text: str,
-        *,
-        stays: bool | None = None,
+        self, publication: Publication, code: int, text: str, *, stays_on: bool
     ) -> NoReturn:
         try:
-            if self._stay if stays is None else stays:
+            if stays_on:
                 await self._switch.release(self._holder, stays=True)
                 then = STAYS_ON
             else:
                 then = put_back(publication, await self._switch.undo(publication))
         except StoreError as error:
-            then = (
-                "maintenance stays on and held, `fastapi-maintenance off --force` opens"
-                f" it: {error}"
-            )
+            then = f"{STAYS_HELD}: {error}"
         raise FailureError(code, f"{text}; {then}")
 
     async def _finish(self, publication: Publication, code: int) -> int:
-        out, received = self._target.out, list(self._signals.received)
+        out, received = self._display.out, list(self._signals.received)
         succeeded = code == 0 and not received
         final = code if code >= 0 else ExitCode.of_signal(-code)
         how = f"exit code {code}" if code >= 0 else signal_name(-code)
@@ -161,11 +161,15 @@ class _Run:
                 state = await self._switch.release(self._holder, stays=True)
         except StoreError as error:
             out.emit("end", command_exit=code, signals=received, enabled=None)
-            text = (
-                f"the command ended with {how}, but maintenance stays on and held,"
-                f" `fastapi-maintenance off --force` opens it: {error}"
-            )
-            raise FailureError(final or ExitCode.NOT_STARTED, text) from error
+            text = f"the command ended with {how}"
+            if succeeded:
+                text = (
+                    "the command has succeeded, do not run it again; only opening"
+                    " failed"
+                )
+            raise FailureError(
+                final or ExitCode.NOT_STARTED, f"{text}; {STAYS_HELD}: {error}"
+            ) from error
         enabled = state is not None and state.enabled
         out.emit("end", command_exit=code, signals=received, enabled=enabled)
         if self._holder not in present.holders:
@@ -177,8 +181,15 @@ class _Run:
             names = ", ".join(signal_name(number) for number in received)
             after = f" after {names}" if names else ""
             out.warn(f"the command ended with {how}{after}; {STAYS_ON}")
-        elif enabled:
-            out.say("The command succeeded; maintenance stays on: others hold it.")
+        elif state is not None and state.enabled:
+            out.say(f"The command succeeded; maintenance stays on: {_why_on(state)}.")
         else:
             out.say("The command succeeded; maintenance is off.")
         return final
+
+
+def _why_on(state: MaintenanceState) -> str:
+    others = [holder for holder in state.holders if holder != OPERATOR]
+    if others:
+        return f"held by {', '.join(others)}"
+    return "an operator had switched it on, `fastapi-maintenance off` opens it"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..changes import EnableOptions
-from ..fence import Outcome, WorkerReport
+from ..fence import Liveness, Oldest, Outcome, StatusKind
 from ..state import MaintenanceState, Phase
 
 A_YEAR: Final = 366 * 86_400
@@ -26,7 +26,7 @@ _MEANINGS: Final = {
 class NewState(EnableOptions):
     """What to publish; ``{"enabled": false}`` opens again."""
 
-    # What ``enable`` takes is inherited, so that a new option of it is one here too.
+    # It inherits what ``enable`` takes, so a new option needs no change here.
     model_config: ClassVar[ConfigDict] = ConfigDict(title="NewState")
 
     enabled: bool
@@ -55,11 +55,11 @@ class NewState(EnableOptions):
         return self
 
     def options(self, actor: str, token: str | None) -> EnableOptions:
-        """Return what the switch is asked for.
+        """Return the arguments for the switch.
 
         Args:
-            actor: Who asks, unless the body says so.
-            token: The bypass token that was made for it.
+            actor: Who asks, if the body does not say so.
+            token: The bypass token that was made for this request.
         """
         length = None if self.seconds is None else timedelta(seconds=self.seconds)
         return self.model_copy(
@@ -72,7 +72,7 @@ class NewState(EnableOptions):
 
 
 class BypassToken(BaseModel):
-    """The token that ``on --bypass`` or the router showed once."""
+    """A bypass token, which ``on --bypass`` or the router showed once."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, hide_input_in_errors=True
@@ -81,37 +81,53 @@ class BypassToken(BaseModel):
     token: Annotated[str, Field(max_length=4_000, repr=False)]
 
 
-class WorkerView(WorkerReport):
-    """A worker's report, and how it stands to the present state.
+class WorkerView(BaseModel):
+    """A worker that is not proven dead.
 
     Attributes:
-        status: In words, such as *serving*, *draining (2 left)*, *drained* or *no
-            answer for 12 s*.
-        left: How many requests from before the present state may still be running.
+        id: Unique for one worker of one process; ``forget`` takes it.
+        host: The machine's name.
+        pid: The process, in its own pid namespace.
+        in_flight: How many requests it is running.
+        left: How many of them may be from before the present state.
+        oldest: The oldest of them.
+        kind: What it is doing under the present state.
+        status: The same in words, such as *serving*, *draining (2 left)*, *drained* or
+            *no answer for 12 s*.
+        liveness: ``alive``, or ``silent`` if it has not reported for 3 seconds.
+        age: Seconds since it reported.
     """
 
-    status: str
+    id: str
+    host: str
+    pid: int
+    in_flight: int
     left: int
+    oldest: Oldest | None
+    kind: StatusKind
+    status: str
+    liveness: Liveness
+    age: float
 
 
 class MaintenanceView(BaseModel):
-    """What is set, and which workers have adopted it.
+    """The state of a switch, and which workers have adopted it.
 
     Attributes:
         name: The switch.
-        location: Where it is stored.
+        location: Where its state is stored.
         now: The time by which the phase was judged.
-        phase: Which part of its life the state is in.
+        phase: *off*, *scheduled*, *in force*, *overdue* or *ended*.
         state: The present state.
         bypass: Whether a bypass token lets operators in.
-        bypass_token: The token that was made for this answer, and is shown this once.
+        bypass_token: The token that this request made; it is shown only once.
         settable: Whether the store can be set here.
-        notice: What an operator should know of the store.
+        notice: A limit of the store that operators should know.
         workers: Those that are not proven dead.
         acknowledged: How many of them have adopted the state.
         outcome: What a drain would answer if it ended now; null while maintenance is
             off, planned, or could open by the clock.
-        reason: Why, in one sentence.
+        reason: The reason for the outcome, or why there is none; null when drained.
     """
 
     name: str
@@ -130,13 +146,13 @@ class MaintenanceView(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why not, in a sentence."""
+    """Why a request failed."""
 
     detail: str
 
 
 class InvalidItem(BaseModel):
-    """One thing that is wrong with a body, as FastAPI says it."""
+    """One error in a body, in FastAPI's form."""
 
     loc: list[str | int]
     msg: str
@@ -144,7 +160,7 @@ class InvalidItem(BaseModel):
 
 
 class Invalid(BaseModel):
-    """What is wrong with a body."""
+    """The errors in a body."""
 
     detail: list[InvalidItem]
 
@@ -155,10 +171,10 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def answers(
+def error_responses(
     *statuses: Literal[400, 403, 409, 413, 415, 422, 503],
 ) -> dict[int | str, dict[str, Any]]:
-    """Document the answers besides success, for FastAPI's ``responses``."""
+    """Document the errors of an endpoint, for FastAPI's ``responses``."""
     return {
         status: {
             "model": Invalid if status == _INVALID else Problem,

@@ -3,39 +3,44 @@
 import hmac
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.params import Depends as DependsType
 
-from ..changes import CannotDrainError, Changes, digest_of, new_token
+from ..changes import CannotDrainError, Changes, new_token, validated_token_digest
 from ..decision import BYPASS_COOKIE
 from ..exemptions import maintenance_exempt
 from ..fence import (
+    LOST_AFTER,
     Fence,
     Outcome,
     Roster,
+    WorkerReport,
+    blocks_drain,
     count_before,
+    foresee,
     has_acknowledged,
     worker_status,
 )
 from ..guard import MaintenanceGuard
-from ..pages.document import Document
+from ..pages.html_file import HtmlFile
 from ..state import MaintenanceState
-from ..stores import Store, StoreError, is_in_process, location
-from ..stores.env import EnvStore
+from ..stores import Store, StoreError, is_in_process, is_read_only, location
 from ..switch import Switch
 from .models import (
     BypassToken,
     MaintenanceView,
     NewState,
     WorkerView,
-    answers,
+    error_responses,
     request_body,
 )
-from .security import actor_of, answered, body_of, check_arguments
+from .security import actor_of, body_of, check_arguments, errors_as_http
 
-_CONSOLE: Final = Document.beside(
+_CONSOLE: Final = HtmlFile.load(
     __file__,
     "console.html",
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none';"
@@ -53,18 +58,19 @@ def control_router(
 
     ``GET`` answers the state, the workers and whether they are drained. ``PUT`` sets a
     new state. ``GET .../console`` is a page for people, and ``POST .../bypass`` trades
-    a bypass token for a cookie. The router stays open under maintenance, is not
-    counted, and changes nothing on GET.
+    a bypass token for a cookie. The router stays open under maintenance and is not
+    counted. ``GET`` publishes nothing; it only takes workers off the list that are
+    proven dead.
 
     Args:
         guard: Whose switch it is.
         dependencies: Your own authentication; at least one. It must not depend on what
-            is under maintenance. For the console it must be one that a browser sends by
-            itself: a cookie or HTTP Basic.
-        prefix: The path below which all of it is.
+            is under maintenance. The console needs one that a browser sends by itself:
+            a cookie or HTTP Basic.
+        prefix: The path of the router.
 
     Raises:
-        ValueError: If there is no dependency, or only those of this package; or the
+        ValueError: If there is no dependency, or only those of this package, or if the
             prefix is not a path.
         TypeError: If the guard is not a guard, the dependencies are not a list, or one
             of them is not made by ``Depends``.
@@ -80,8 +86,6 @@ def control_router(
         ... )
     """
     check_arguments(guard, dependencies, prefix)
-    # Exempt by the router and by each endpoint: should a release of FastAPI hide one
-    # mark, the switch must not close itself.
     router = APIRouter(
         prefix=prefix,
         dependencies=[
@@ -95,26 +99,24 @@ def control_router(
         # Read each time: fastapi_maintenance.testing replaces it.
         return guard._switch  # noqa: SLF001  # the guard's other half
 
-    @router.get("", responses=answers(503))
-    @maintenance_exempt
+    @router.get("", responses=error_responses(503))
     async def maintenance_state() -> MaintenanceView:
         """Show the state and the workers."""
-        async with answered():
+        async with errors_as_http():
             return await view_of(switch())
 
     @router.put(
         "",
-        responses=answers(400, 403, 409, 413, 415, 422, 503),
+        responses=error_responses(400, 403, 409, 413, 415, 422, 503),
         openapi_extra=request_body(NewState),
     )
-    @maintenance_exempt
     async def set_maintenance(
         request: Request, wanted: Annotated[NewState, Depends(body_of(NewState))]
     ) -> MaintenanceView:
-        """Publish a new state, or open again; answers who has acknowledged it."""
+        """Publish a new state, or open again, and show who has acknowledged it."""
         here, actor = switch(), actor_of(request)
         token = new_token() if wanted.bypass else None
-        async with answered():
+        async with errors_as_http():
             if wanted.enabled:
                 await here.enable(wanted.options(actor, token))
             else:
@@ -125,15 +127,14 @@ def control_router(
     @router.post(
         "/bypass",
         status_code=204,
-        responses=answers(403, 409, 413, 415, 422, 503),
+        responses=error_responses(403, 409, 413, 415, 422, 503),
         openapi_extra=request_body(BypassToken),
     )
-    @maintenance_exempt
     async def maintenance_bypass(
         request: Request, given: Annotated[BypassToken, Depends(body_of(BypassToken))]
     ) -> Response:
         """Let this browser in until maintenance is switched off."""
-        async with answered():
+        async with errors_as_http():
             state = await switch().read()
         if not state.enabled or state.bypass is None:
             raise HTTPException(409, "there is no bypass token at present")
@@ -151,7 +152,6 @@ def control_router(
         return response
 
     @router.get("/console", include_in_schema=False)
-    @maintenance_exempt
     async def maintenance_console() -> Response:
         """Show the page."""
         response = _CONSOLE.response({})
@@ -164,16 +164,16 @@ def control_router(
 async def view_of(switch: Switch) -> MaintenanceView:
     """Return the present state, its workers, and what a drain would find now."""
     notice, trouble = _notice(switch.store), "this store keeps no reports of workers"
-    # The reports before the state: if workers have acknowledged what is read after
-    # them, no other publication came between.
+    # The reports are read before the state: if workers have acknowledged that state, no
+    # other publication came in between.
     try:
         roster = await switch.roster()
     except StoreError as error:
-        # The state is shown all the same.
+        # The state is shown without them.
         roster, trouble = None, str(error)
     state = await switch.read()
     now = switch.clock()
-    workers = () if roster is None else roster.living
+    workers = () if roster is None else roster.not_dead
     if roster is None:
         notice = notice or trouble
     elif roster.uncounted:
@@ -186,19 +186,30 @@ async def view_of(switch: Switch) -> MaintenanceView:
         phase=state.phase(now),
         state=state,
         bypass=state.bypass is not None,
-        settable=not isinstance(switch.store, EnvStore),
+        settable=not is_read_only(switch.store),
         notice=notice,
-        workers=[
-            WorkerView(
-                **dict(worker),
-                status=worker_status(worker, state, now),
-                left=count_before(worker, state),
-            )
-            for worker in workers
-        ],
+        workers=[_view_of_worker(worker, state, now) for worker in workers],
         acknowledged=sum(has_acknowledged(worker, state) for worker in workers),
         outcome=outcome,
         reason=reason,
+    )
+
+
+def _view_of_worker(
+    worker: WorkerReport, state: MaintenanceState, now: datetime
+) -> WorkerView:
+    status = worker_status(worker, state, now)
+    return WorkerView(
+        id=worker.id,
+        host=worker.host,
+        pid=worker.pid,
+        in_flight=worker.in_flight,
+        left=count_before(worker, state),
+        oldest=worker.oldest,
+        kind=status.kind,
+        status=status.text,
+        liveness=worker.liveness,
+        age=worker.age,
     )
 
 
@@ -208,41 +219,42 @@ def _judge(
     if not state.enabled:
         return None, None
     try:
-        Changes(now=switch.clock()).confirm(state)
+        Changes(now=switch.clock()).make_drainable(state)
     except CannotDrainError as error:
         return None, str(error)
     if state.starts_at is not None:
-        # Requests from before the window's start are not told apart.
+        # Requests from before the window began have the same epoch.
         return None, "the clock has begun this window; switch it on once more to drain"
     if roster is None:
         return "unknown", trouble
     fence = Fence(
         state=state,
-        before=roster,
+        roster_before=roster,
         in_process=is_in_process(switch.store),
         settling=switch.settling,
     )
     verdict = fence.judge(roster, time.monotonic())
+    blocking = tuple(w for w in roster.not_dead if blocks_drain(w, state))
+    if verdict.outcome == "busy" and all(w.age >= LOST_AFTER for w in blocking):
+        # One look cannot measure a silence, so the ages that the store gives decide.
+        verdict = foresee(replace(roster, workers=blocking), None) or verdict
     return verdict.outcome, verdict.reason or None
 
 
 def _notice(store: Store) -> str | None:
-    if isinstance(store, EnvStore):
-        return (
-            f"It is set by {store.variable} when the service starts, and cannot be set"
-            " here."
-        )
+    if is_read_only(store):
+        return f"It is set by {location(store)} and cannot be set here."
     if is_in_process(store):
         return (
-            "This speaks for one process: other workers and machines are not switched."
-            " Use a file:, redis: or SQL store for them."
+            "This switches one process only. For other workers and machines, use a"
+            " file:, redis: or SQL store."
         )
     return None
 
 
 def _is_token(token: str, expected: str) -> bool:
     try:
-        given = digest_of(token)
+        given = validated_token_digest(token)
     except ValueError:
         given = ""
     return hmac.compare_digest(given.encode(), expected.encode())

@@ -1,4 +1,4 @@
-"""What the control router asks of a request, and how its failures are answered."""
+"""What the control router checks in requests, and how it answers errors."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,7 +19,7 @@ from ..log import logger
 from ..stores import StoreError, StoreReadOnlyError
 
 BODY_LIMIT: Final = 16 * 1024
-"""Bytes of a body; a state has at most a message of 2000 characters."""
+"""Bytes of a body. The longest part is a message of 2000 characters."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -57,10 +57,10 @@ def _is_ours(entry: object) -> bool:
 
 
 def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
-    """Return a dependency that reads a model from a request that may change things."""
+    """Return a dependency that reads a model from the body of a checked request."""
 
-    # FastAPI reads a declared body of any size, before any dependency, and older
-    # releases from content types that a form of another site can send.
+    # FastAPI reads a declared body before any dependency, whatever its size. Older
+    # releases also accept content types that a form on another site can send.
     async def read(request: Request) -> Model:
         check_origin(request)
         content = b""
@@ -70,31 +70,28 @@ def body_of(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
                 if len(content) > BODY_LIMIT:
                     raise HTTPException(413, f"at most {BODY_LIMIT} bytes")
         except ClientDisconnect:
-            # Not an error of the application, with a traceback in the log.
+            # Otherwise, the log would have a traceback.
             raise HTTPException(400, "the body has not arrived") from None
         try:
             return model.model_validate_json(content)
         except ValidationError as error:
             raise _invalid(error) from None
-        except TypeError as error:
-            # From one of the checks for calls in code.
-            item = {"loc": ("body",), "msg": str(error), "type": "type_error"}
-            raise RequestValidationError([item]) from None
 
     return read
 
 
 def check_origin(request: Request) -> None:
     """Refuse what a page of another origin can make a browser send."""
-    # A form cannot send this type, and a script of another origin needs a preflight.
+    # A form cannot send this type, and a script of another origin needs a preflight
+    # for it.
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind.strip().lower() != "application/json":
         raise HTTPException(415, "send application/json")
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site is not None:
-        # No script can set or remove it, and it does not depend on the host's name,
-        # which a proxy may change.
+        # No script can set or remove it. It does not depend on the host's name, which
+        # a proxy may change.
         foreign = site != "same-origin"
     else:
         host = request.headers.get("host", "")
@@ -111,8 +108,8 @@ def _netloc(origin: str) -> str | None:
 
 
 @asynccontextmanager
-async def answered() -> AsyncIterator[None]:
-    """Turn every failure of the switch into an answer that names it; never a 500."""
+async def errors_as_http() -> AsyncIterator[None]:
+    """Turn every failure of the switch into an HTTP error that names it, not a 500."""
     try:
         yield
     except (HeldError, StoreReadOnlyError) as error:
@@ -131,7 +128,7 @@ async def answered() -> AsyncIterator[None]:
 
 
 def _invalid(error: ValidationError) -> RequestValidationError:
-    # Without the input: a token may be part of it.
+    # The input is left out: a token may be part of it.
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return RequestValidationError(
         [{**item, "loc": ("body", *item["loc"])} for item in found]
@@ -139,7 +136,7 @@ def _invalid(error: ValidationError) -> RequestValidationError:
 
 
 def actor_of(request: Request) -> str:
-    """Return who asks, for the log and ``status``: the address is all that is known."""
+    """Return the actor for the log and ``status``: the client's address."""
     host = request.client.host if request.client else ""
     shown = "".join(character for character in host if "!" <= character <= "~")
     return f"control@{shown[:64]}" if shown else "control"

@@ -1,10 +1,9 @@
 """The answer in the form that a client asks for: a page, problem+json or JSON."""
 
 import inspect
-import math
 import os
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ..handlers import looks_async, own_limiter
+from ..handlers import handler_limiter, looks_async
 from ..log import logger
 from ..refusal import DEFAULT_DETAIL, MaintenanceError
-from .document import Document, filled
+from .html_file import HtmlFile, filled
 from .negotiation import PROBLEM, negotiate
 
 __all__ = ["maintenance_exception_handler"]
@@ -32,7 +31,7 @@ Renderer = Callable[[Request, MaintenanceError], Awaitable[Response]]
 PLACEHOLDERS: Final = ("message", "until", "retry_after")
 """What a page of your own can show."""
 
-_PAGE: Final = Document.beside(
+_PAGE: Final = HtmlFile.load(
     __file__,
     "maintenance.html",
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'",
@@ -42,16 +41,17 @@ _PAGE: Final = Document.beside(
 def maintenance_exception_handler(page: Page = None) -> Handler:
     """Return an exception handler that answers in the form a client asks for.
 
-    Browsers get an HTML page, clients that name ``application/problem+json`` a problem
-    (RFC 9457), all others the usual JSON. All have status 503 and the error's headers.
+    Browsers get an HTML page, clients that name ``application/problem+json`` get a
+    problem (RFC 9457), and all others get the usual JSON. Every answer has status 503
+    and the error's headers.
 
     Args:
         page: What browsers get: None for the page of this package, the path of an HTML
             file, or a callable of the request and the error that returns HTML or a
             ``Response``. In a file, ``{{ message }}``, ``{{ until }}`` and
-            ``{{ retry_after }}`` are replaced, escaped. A file is read now, so that it
-            is there when nothing else is. Where a callable fails, it is logged, and
-            browsers get the page of this package.
+            ``{{ retry_after }}`` are replaced, escaped. A file is read once, now. If a
+            callable fails, the failure is logged, and browsers get the page of this
+            package.
 
     Raises:
         ValueError: If the file cannot be read or is not UTF-8.
@@ -70,7 +70,7 @@ def maintenance_exception_handler(page: Page = None) -> Handler:
 
     async def handle(request: Request, error: Exception) -> Response:
         if not isinstance(error, MaintenanceError):
-            # Registered for more than refusals: the rest keeps its usual form.
+            # It was registered for other errors too. They keep their usual form.
             if isinstance(error, HTTPException):
                 return await http_exception_handler(request, error)
             raise error
@@ -81,7 +81,7 @@ def maintenance_exception_handler(page: Page = None) -> Handler:
             response = JSONResponse(_problem(error), media_type=PROBLEM)
         else:
             response = JSONResponse({"detail": error.detail})
-        # The response of a template says 200, which would be kept and indexed.
+        # A template's response says 200, which caches and search engines would keep.
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         response.headers.add_vary_header("Accept")
@@ -102,9 +102,7 @@ def _problem(error: MaintenanceError) -> dict[str, object]:
 
 
 def _values(request: Request, error: MaintenanceError) -> dict[str, str]:
-    until = error.state.until
-    now = datetime.now(UTC)
-    left = math.ceil((until - now).total_seconds()) if until and until > now else 0
+    until, left = error.state.until, error.seconds_left
     end = until.astimezone(UTC) if until and left else None
     message = str(error.detail)
     if message == DEFAULT_DETAIL:
@@ -119,9 +117,9 @@ def _values(request: Request, error: MaintenanceError) -> dict[str, str]:
         "seconds_left": str(left),
         # What was sent with a form must not be sent again by a reload.
         "reload": "yes" if repeatable else "no",
-        "unless_end": "" if end else "hidden",
-        "unless_repeatable": "" if repeatable else "hidden",
-        "unless_sent": "hidden" if repeatable else "",
+        "hide_until": "" if end else "hidden",
+        "hide_again": "" if repeatable else "hidden",
+        "hide_resend": "hidden" if repeatable else "",
     }
 
 
@@ -153,18 +151,18 @@ def _from_callable(page: PageMaker) -> Renderer:
     async def render(request: Request, error: MaintenanceError) -> Response:
         nonlocal failing
         try:
-            # Not in a thread of the endpoints: requests that run may hold all of them.
+            # Not in a thread of the endpoints: running requests may hold all of them.
             made = (
                 page(request, error)
                 if looks_async(page)
                 else await to_thread.run_sync(
-                    page, request, error, limiter=own_limiter()
+                    page, request, error, limiter=handler_limiter()
                 )
             )
-            # Awaited if it is awaitable, however the callable looked.
+            # A callable that does not look async may return an awaitable too.
             response = _response(await made if inspect.isawaitable(made) else made)
         except Exception:
-            # What maintenance is about may be what the page needs.
+            # The page may need the very thing that is under maintenance.
             if not failing:
                 logger.exception("the maintenance page %r failed; sending ours", page)
             failing = True

@@ -18,7 +18,14 @@ from urllib.parse import parse_qs, unquote
 from pydantic import BaseModel, ValidationError
 
 from .. import processes
-from ..fence import SILENT_AFTER, Receipt, Roster, WorkerReport
+from ..fence import (
+    SILENT_AFTER,
+    Membership,
+    Receipt,
+    Roster,
+    WorkerReport,
+    with_member,
+)
 from ..state import MaintenanceState, StateFormatError
 
 Change = Callable[[MaintenanceState | None], MaintenanceState]
@@ -32,10 +39,20 @@ DEFAULT_PATH: Final = ".fastapi-maintenance"
 POLL_INTERVAL: Final = 1.0
 """Seconds between two reads of a store that names no interval of its own."""
 
+YOUNG_SERVER: Final = 5.0
+"""Seconds in which workers write back what a restarted server has lost."""
+
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
+_PREFIX_OPTION: Final = re.compile(r"(?<=[?&])prefix=([^&#]*)&?")
+_TWO_METHODS: Final = ("read", "publish")
+_FENCE_METHODS: Final = ("report", "roster", "confirm", "remove")
 
 Model = TypeVar("Model", bound=BaseModel)
+Members = TypeVar("Members", bound=Membership | None)
 T = TypeVar("T")
+
+MembersChange = Callable[[Membership | None, float], Members]
+"""From the stored list of workers and the store's time to the next list."""
 
 
 class StoreError(Exception):
@@ -43,7 +60,7 @@ class StoreError(Exception):
 
 
 class StoreReadOnlyError(StoreError):
-    """The store can never be set, as one that is configured at start."""
+    """The store can never be set, for example one configured at start."""
 
 
 class CannotJoinError(StoreError):
@@ -51,7 +68,7 @@ class CannotJoinError(StoreError):
 
 
 class TemporaryStoreError(StoreError):
-    """What may be over in a moment: an outage, a restart, a failover."""
+    """A failure that a retry may cure: an outage, a restart, a failover."""
 
 
 @runtime_checkable
@@ -63,10 +80,12 @@ class Store(Protocol):
     methods of ``FencedStore`` as well it has everything.
 
     A store may also have: ``wait(names, seconds)``, which returns when there may be a
-    new state; ``wake()``, which ends a wait; ``close()``; ``local``, whether a read
-    costs microseconds; ``poll_interval``, in seconds; ``location``, a text for people,
-    by which the guards of one process share a worker; ``forked()``, called in a child
-    process, which must not use its parent's connections and locks.
+    new state; ``wake()``, which ends a wait; ``local``, whether a read costs
+    microseconds; ``poll_interval``, in seconds; ``location``, a text for people, by
+    which the guards of one process share a worker; ``read_only``, whether it can never
+    be set; ``in_process``, whether it is memory of this process, which nothing else can
+    set; ``forked()``, called in a child process, which must not use its parent's
+    connections and locks.
     """
 
     def read(self, name: str) -> MaintenanceState | None:
@@ -97,7 +116,7 @@ class FencedStore(Store, Protocol):
     def report(self, name: str, report: WorkerReport) -> Receipt:
         """Keep a report in place of the worker's earlier one, and list the worker.
 
-        The roster is made if there is none: ``fence.joined`` says how.
+        The roster is made if there is none: ``fence.with_member`` says how.
 
         Raises:
             CannotJoinError: If no worker can report here; it serves uncounted.
@@ -106,7 +125,7 @@ class FencedStore(Store, Protocol):
         ...
 
     def roster(self, name: str) -> Roster:
-        """Return who has joined. Makes nothing.
+        """Return who has joined. Does not create a roster.
 
         Raises:
             StoreError: If that cannot be read. Never an empty roster instead.
@@ -116,10 +135,10 @@ class FencedStore(Store, Protocol):
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
         """Mark a roster as complete, or replace it by a new one that is not.
 
-        Nothing changes unless ``generation`` is the present one.
+        Nothing changes unless ``generation`` is the current one.
 
         Returns:
-            The generation that is the present one then; ``""`` without a roster.
+            The current generation afterwards; ``""`` without a roster.
 
         Raises:
             StoreError: If that cannot be stored.
@@ -137,10 +156,25 @@ class FencedStore(Store, Protocol):
 
 def has_fence(store: Store) -> TypeGuard[FencedStore]:
     """Tell whether a store keeps reports."""
-    return all(
-        callable(getattr(store, method, None))
-        for method in ("report", "roster", "confirm", "remove")
-    )
+    return all(callable(getattr(store, method, None)) for method in _FENCE_METHODS)
+
+
+def read_state(store: Store, name: str) -> MaintenanceState | None:
+    """Read a state; whatever a store of a user's own raises is a ``StoreError``."""
+    try:
+        state: object = store.read(name)
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{type(error).__name__}: {error}") from error
+    if state is not None and not isinstance(state, MaintenanceState):
+        raise StoreError(f"read() returned {state!r}, which is not a state")
+    return state
+
+
+def is_read_only(store: Store) -> bool:
+    """Tell whether a store can never be set."""
+    return bool(getattr(store, "read_only", False))
 
 
 def is_in_process(store: Store) -> bool:
@@ -231,7 +265,37 @@ def parse(kind: type[Model], stored: str | bytes | None) -> Model | None:
         return None
 
 
-def listed(worker: str, report: WorkerReport | None, age: float) -> WorkerReport:
+def parse_membership(stored: str | bytes | None) -> Membership | None:
+    """Return the stored list of workers; None if there is none that can be read.
+
+    A list that cannot be read is as good as lost: the next report makes a new one, and
+    workers that remember another one testify.
+    """
+    return parse(Membership, stored)
+
+
+def add_member(report: WorkerReport) -> MembersChange[Membership]:
+    """Return what a report does to the list of workers."""
+    return lambda before, now: with_member(before, report, now)
+
+
+def mark_members(
+    generation: str, *, complete: bool
+) -> MembersChange[Membership | None]:
+    """Return what ``confirm`` does to the list of workers."""
+    return lambda before, now: (
+        before and before.with_completeness(generation, complete=complete, now=now)
+    )
+
+
+def remove_member(worker: str) -> MembersChange[Membership | None]:
+    """Return what ``remove`` does to the list of workers."""
+    return lambda before, _: before and before.without(worker)
+
+
+def judge_liveness(
+    worker: str, report: WorkerReport | None, age: float
+) -> WorkerReport:
     """Return a worker as a roster lists it.
 
     Args:
@@ -243,12 +307,16 @@ def listed(worker: str, report: WorkerReport | None, age: float) -> WorkerReport
         # A worker of which nothing is known, so that no drain overlooks it.
         return WorkerReport(id=worker, host="unknown", pid=0, liveness="silent")
     if processes.is_gone(report.process, report.pid):
-        return report.listed("dead", age)
-    return report.listed("silent" if age > SILENT_AFTER else "alive", age)
+        return report.with_liveness("dead", age)
+    return report.with_liveness("silent" if age > SILENT_AFTER else "alive", age)
 
 
-def retry(work: Callable[[], T], patience: float) -> T:
-    """Repeat what a temporary error has ended, for so many seconds.
+def retry(
+    work: Callable[[], T],
+    patience: float,
+    kind: type[TemporaryStoreError] = TemporaryStoreError,
+) -> T:
+    """Repeat a call that fails with a temporary error, for so many seconds.
 
     Raises:
         TemporaryStoreError: The last one.
@@ -257,7 +325,7 @@ def retry(work: Callable[[], T], patience: float) -> T:
     while True:
         try:
             return work()
-        except TemporaryStoreError:
+        except kind:
             if time.monotonic() >= limit:
                 raise
         # Processes that were in each other's way must not meet again.
@@ -268,7 +336,8 @@ def as_store(store: Store | str | None) -> Store:
     """Return a store as it is, or the one that a URL or the environment names.
 
     Raises:
-        TypeError: If it is none of them.
+        TypeError: If it is none of them, a method is async, or only some of the
+            methods of a fence are there.
         ValueError: If the URL names no store.
     """
     if store is None or isinstance(store, str):
@@ -278,12 +347,22 @@ def as_store(store: Store | str | None) -> Store:
             f"store must be a Store, a URL or None, not {store!r}; for example"
             ' "file:/var/lib/shop/maintenance"'
         )
-    for method in (store.read, store.publish):
-        if inspect.iscoroutinefunction(method):
+    title = type(store).__name__
+    for method in _TWO_METHODS + _FENCE_METHODS:
+        if inspect.iscoroutinefunction(getattr(store, method, None)):
             raise TypeError(
-                f"{method.__qualname__} must be a plain function, not async: it is"
-                " called from threads, and may block"
+                f"{title}.{method} must be a plain function, not async: it is called"
+                " from threads, and may block"
             )
+    # A misspelt one would silently mean that no drain can ever succeed.
+    missing = [
+        name for name in _FENCE_METHODS if not callable(getattr(store, name, None))
+    ]
+    if missing and len(missing) < len(_FENCE_METHODS):
+        raise TypeError(
+            f"{title} has no {', '.join(missing)}; a store that keeps reports has all"
+            f" of {', '.join(_FENCE_METHODS)}, another one has none of these names"
+        )
     return store
 
 
@@ -317,7 +396,7 @@ def open_store(url: str | None = None) -> Store:
         from .memory import MemoryStore  # noqa: PLC0415
 
         return MemoryStore()
-    if colon and scheme == "env":
+    if colon and scheme == "env" and not rest.startswith("//"):
         from .env import EnvStore  # noqa: PLC0415
 
         return EnvStore(rest) if rest else EnvStore()
@@ -328,7 +407,13 @@ def open_store(url: str | None = None) -> Store:
 
         return RedisStore.from_url(url)
     if rest.startswith("//") and dialect in {
-        *("postgresql", "postgres", "mysql", "mariadb", "sqlite", "oracle", "mssql"),
+        "postgresql",
+        "postgres",
+        "mysql",
+        "mariadb",
+        "sqlite",
+        "oracle",
+        "mssql",
     }:
         from .sql import SQLStore  # noqa: PLC0415
 
@@ -343,7 +428,8 @@ def _open_file(url: str, rest: str) -> Store:
     from .file import FileStore  # noqa: PLC0415
 
     path, _, query = rest.partition("?")
-    options = parse_qs(query, keep_blank_values=True)
+    # In a path, "+" is no blank.
+    options = parse_qs(query.replace("+", "%2B"), keep_blank_values=True)
     run_dir = options.pop("run_dir", [""])
     host = ""
     if path.startswith("//"):
@@ -358,6 +444,32 @@ def _open_file(url: str, rest: str) -> Store:
             " file:///ABSOLUTE/PATH?run_dir=PATH"
         )
     return FileStore(Path(path), run_dir=run_dir[0] or None)
+
+
+def split_prefix(url: str, given: str | None = None) -> tuple[str, str | None]:
+    """Take the option ``prefix`` out of a URL.
+
+    Args:
+        url: The URL.
+        given: The prefix that was passed beside it.
+
+    Returns:
+        The rest of the URL, and the prefix from wherever it was given.
+
+    Raises:
+        ValueError: If there is more than one.
+    """
+    found = [unquote(value) for value in _PREFIX_OPTION.findall(url)]
+    if len(found) > 1:
+        raise ValueError(
+            f"prefix is given more than once in the URL: {', '.join(found)}"
+        )
+    if found and given not in {None, found[0]}:
+        raise ValueError(
+            f"prefix is {given!r}, and {found[0]!r} in the URL; give it once"
+        )
+    rest = _PREFIX_OPTION.sub("", url).rstrip("?&")
+    return rest, found[0] if found else given
 
 
 def _without_password(url: str) -> str:

@@ -25,6 +25,8 @@ class EnvStore(MemoryStore):
             in any case: a misspelt word must not open a service.
     """
 
+    read_only: bool = True
+
     def __init__(self, variable: str = "FASTAPI_MAINTENANCE_MODE") -> None:
         if not variable or "=" in variable or "\0" in variable:
             raise ValueError(f"not a name of an environment variable: {variable!r}")

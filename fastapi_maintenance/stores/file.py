@@ -7,20 +7,21 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel
 
 from .. import processes
-from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
+from ..fence import Membership, Receipt, Roster, WorkerReport, roster_of
 from ..files import (
     UntrustedFileError,
     is_directory,
     make_directory,
     read_own,
     read_small,
+    remove_left_behind,
     replace,
     write_new,
 )
@@ -28,21 +29,29 @@ from ..locks import (
     LOCK_TIMEOUT,
     HeldLock,
     check_file_system,
+    exclusive,
     is_free,
     is_shared,
-    writing,
 )
 from ..state import SIZE_LIMIT, MaintenanceState, StateFormatError
 from . import (
     DEFAULT_PATH,
     CannotJoinError,
     Change,
-    Model,
+    Members,
+    MembersChange,
     StoreError,
-    listed,
+    add_member,
+    judge_liveness,
+    mark_members,
     next_state,
     parse,
+    parse_membership,
+    remove_member,
 )
+
+MEMBERS_LIMIT: Final = 1 << 20
+"""Bytes of a list of workers: some 40,000 of them."""
 
 _WORKER: Final = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -77,6 +86,7 @@ class FileStore:
         # stay what they are.
         self.path: Path = Path(os.path.abspath(path))  # noqa: PTH100
         self.run_dir: Path = Path(os.path.abspath(run_dir or self.path / "run"))  # noqa: PTH100
+        self._state_paths: dict[str, str] = {}
         self._known: dict[str, tuple[bytes, MaintenanceState]] = {}
         self._held: dict[tuple[str, str], HeldLock] = {}
         self._uncounted: set[tuple[str, str]] = set()
@@ -104,12 +114,16 @@ class FileStore:
 
     def read(self, name: str) -> MaintenanceState | None:
         """Read the state file; None when there is none."""
-        path = self.state_path(name)
+        # Idle workers do this 20 times a second.
+        path = self._state_paths.get(name)
+        if path is None:
+            path = self._state_paths[name] = str(self.state_path(name))
         try:
             content = read_small(path, SIZE_LIMIT)
             if content is None:
                 return None
             known = self._known.get(name)
+            # The bytes, as a file that was written again may have the same times.
             if known is not None and known[0] == content:
                 return known[1]
             state = MaintenanceState.from_json(content)
@@ -130,23 +144,24 @@ class FileStore:
         """
         path = self.state_path(name)
         with contextlib.ExitStack() as stack:
-            # What ``change`` raises is not explained.
-            with _explained("cannot set maintenance", self.path):
+            # What ``change`` raises is not translated.
+            with _translate_errors("cannot set maintenance", self.path):
                 self._make_path()
-                # Beside the state, so that a command makes nothing among the reports.
-                stack.enter_context(writing(self.path / f"{name}.lock"))
+                # Beside the state, so that a command creates nothing among the reports.
+                stack.enter_context(exclusive(self.path / f"{name}.lock"))
                 if path.is_symlink():
                     raise StoreError(
                         f"{path} is a link, such as a ConfigMap's; change what it"
                         " points to"
                     )
-            try:
-                stored = read_small(path, SIZE_LIMIT)
-            except OSError:
-                stored = b""  # As if it were damaged.
+                try:
+                    stored = read_small(path, SIZE_LIMIT)
+                except UntrustedFileError:
+                    stored = b""  # As if it were damaged.
             state = next_state(stored, change)
-            with _explained("cannot set maintenance", self.path):
+            with _translate_errors("cannot set maintenance", self.path):
                 replace(path, state.to_json().encode(), 0o644, durable=True)
+            remove_left_behind(self.path)
         return state
 
     def report(self, name: str, report: WorkerReport) -> Receipt:
@@ -171,24 +186,22 @@ class FileStore:
     def roster(self, name: str) -> Roster:
         """Read the list of workers and every report."""
         folder = self.run_dir / name
-        members = folder / "members.json"
-        with _explained("cannot read the workers", self.run_dir):
+        with _translate_errors("cannot read the workers", self.run_dir):
             uncounted = is_shared(self.path)
             while True:
-                membership = _model(Membership, members)
-                workers = () if membership is None else tuple(_workers(folder))
-                if _model(Membership, members) == membership:
+                membership = _read_members(folder)
+                workers = () if membership is None else tuple(_read_workers(folder))
+                if _read_members(folder) == membership:
                     break
         return roster_of(membership, workers, time.time(), uncounted=uncounted)
 
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
         """Mark the roster."""
-
-        def change(before: Membership) -> Membership:
-            return before.confirmed(generation, complete=complete, now=time.time())
-
-        with _explained("cannot mark the list of workers", self.run_dir):
-            after = self._change_members(name, change)
+        folder = self.run_dir / name
+        with _translate_errors("cannot mark the list of workers", self.run_dir):
+            if not self._has_folder(folder):
+                return ""
+            after = _change_members(folder, mark_members(generation, complete=complete))
         return "" if after is None else after.generation
 
     def remove(self, name: str, worker: str) -> None:
@@ -196,44 +209,25 @@ class FileStore:
         if not _WORKER.fullmatch(worker):
             raise StoreError(f"not the id of a worker: {worker!r}")
         folder = self.run_dir / name
-        with _explained("cannot remove a worker", self.run_dir), self._thread:
+        with _translate_errors("cannot remove a worker", self.run_dir), self._thread:
             self._unmark_uncounted(name, worker)
-            self._change_members(name, lambda before: before.without(worker))
-            if self._has_folder(folder):
+            has_folder = self._has_folder(folder)
+            if has_folder:
+                _change_members(folder, remove_member(worker))
                 (folder / f"{worker}.json").unlink(missing_ok=True)
             held = self._held.pop((name, worker), None)
             if held is not None:
                 held.release()
-            if self._has_folder(folder):
+            if has_folder:
                 with contextlib.suppress(OSError):  # Nothing rests on it.
                     (folder / f"{worker}.lock").unlink()
 
     def forked(self) -> None:
         """Begin again in a child, which holds none of its parent's locks."""
         self._thread = threading.RLock()
-        self._held.clear()  # Each closes its copy.
+        self._held.clear()  # ``locks`` has closed this child's copies.
         self._uncounted.clear()
         self._mark = None
-
-    def _change_members(
-        self, name: str, change: Callable[[Membership], Membership]
-    ) -> Membership | None:
-        """Change the list of workers, if there is one.
-
-        Raises:
-            OSError: If it cannot be read or written.
-        """
-        folder = self.run_dir / name
-        if not self._has_folder(folder):
-            return None
-        with writing(folder / "lock"):
-            before = _model(Membership, folder / "members.json")
-            if before is None:
-                return None
-            after = change(before)
-            if after != before:
-                _replace_model(folder / "members.json", after)
-            return after
 
     def _has_folder(self, folder: Path) -> bool:
         return is_directory(self.run_dir) and is_directory(folder)
@@ -255,6 +249,7 @@ class FileStore:
             # The first report, or a cleaner of temporary files has removed the lock
             # under the living worker.
             check_file_system(self.run_dir)
+            remove_left_behind(folder)
             held = self._held[name, report.id] = HeldLock.lock(lock, LOCK_TIMEOUT)
         path = folder / f"{report.id}.json"
         replaced = path.exists()
@@ -262,12 +257,9 @@ class FileStore:
         if earlier is not None and earlier is not held:
             # Not before a report names the new one: a free lock means death.
             earlier.release()
-        members = folder / "members.json"
-        membership = _model(Membership, members)
+        membership = _read_members(folder)
         if membership is None or report.id not in membership.members:
-            with writing(folder / "lock"):
-                membership = joined(_model(Membership, members), report, time.time())
-                _replace_model(members, membership)
+            membership = _change_members(folder, add_member(report))
         return Receipt(membership.generation, membership.complete, replaced)
 
     def _mark_uncounted(self, name: str, worker: str) -> None:
@@ -289,7 +281,25 @@ class FileStore:
             self._mark = None
 
 
-def _workers(folder: Path) -> Iterator[WorkerReport]:
+def _change_members(folder: Path, change: MembersChange[Members]) -> Members:
+    """Change the list of workers.
+
+    Raises:
+        OSError: If it cannot be read or written.
+    """
+    with exclusive(folder / "lock"):
+        before = _read_members(folder)
+        after = change(before, time.time())
+        if after is not None and after != before:
+            _replace_model(folder / "members.json", after)
+        return after
+
+
+def _read_members(folder: Path) -> Membership | None:
+    return parse_membership(_read_trusted(folder / "members.json", MEMBERS_LIMIT))
+
+
+def _read_workers(folder: Path) -> Iterator[WorkerReport]:
     for file in sorted(os.listdir(folder)):  # noqa: PTH208  # raises what glob hides
         worker, kind = os.path.splitext(file)  # noqa: PTH122  # text, not a path
         if kind != ".json" or worker == "members" or not _WORKER.fullmatch(worker):
@@ -299,11 +309,14 @@ def _workers(folder: Path) -> Iterator[WorkerReport]:
             age = time.time() - path.lstat().st_mtime
         except FileNotFoundError:
             continue
-        found = listed(worker, _model(WorkerReport, path), age)
-        yield found.listed("dead", age) if _has_released(folder, found) else found
+        report = parse(WorkerReport, _read_trusted(path, SIZE_LIMIT))
+        found = judge_liveness(worker, report, age)
+        yield (
+            found.with_liveness("dead", age) if _has_unlocked(folder, found) else found
+        )
 
 
-def _has_released(folder: Path, worker: WorkerReport) -> bool:
+def _has_unlocked(folder: Path, worker: WorkerReport) -> bool:
     """Tell whether a worker's lock proves that its process is gone."""
     return (
         worker.lock is not None
@@ -312,14 +325,14 @@ def _has_released(folder: Path, worker: WorkerReport) -> bool:
     )
 
 
-def _model(kind: type[Model], path: Path) -> Model | None:
-    """Read a document of this package; None if there is none that can be trusted.
+def _read_trusted(path: Path, limit: int) -> bytes | None:
+    """Read a file of this package; None if there is none that can be trusted.
 
     Raises:
         OSError: If it cannot be read.
     """
     try:
-        return parse(kind, read_own(path, SIZE_LIMIT))
+        return read_own(path, limit)
     except UntrustedFileError:
         return None
 
@@ -329,7 +342,7 @@ def _replace_model(path: Path, model: BaseModel) -> None:
 
 
 @contextlib.contextmanager
-def _explained(what: str, path: Path) -> Iterator[None]:
+def _translate_errors(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import threading
 
-from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
+from ..fence import Membership, Receipt, Roster, WorkerReport, roster_of
 from ..state import MaintenanceState
-from . import Change, check_growth
+from . import (
+    Change,
+    Members,
+    MembersChange,
+    add_member,
+    check_growth,
+    mark_members,
+    remove_member,
+)
 
 
 class MemoryStore:
@@ -57,8 +65,7 @@ class MemoryStore:
     def report(self, name: str, report: WorkerReport) -> Receipt:
         """Keep a report."""
         with self._lock:
-            membership = joined(self._memberships.get(name), report, now=0)
-            self._memberships[name] = membership
+            membership = self._change_members(name, add_member(report))
             reports = self._reports.setdefault(name, {})
             replaced = report.id in reports
             reports[report.id] = report
@@ -75,19 +82,15 @@ class MemoryStore:
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
         """Mark the roster."""
         with self._lock:
-            membership = self._memberships.get(name)
-            if membership is None:
-                return ""
-            after = membership.confirmed(generation, complete=complete, now=0)
-            self._memberships[name] = after
-            return after.generation
+            after = self._change_members(
+                name, mark_members(generation, complete=complete)
+            )
+        return "" if after is None else after.generation
 
     def remove(self, name: str, worker: str) -> None:
         """Remove a report."""
         with self._lock:
-            membership = self._memberships.get(name)
-            if membership is not None:
-                self._memberships[name] = membership.without(worker)
+            self._change_members(name, remove_member(worker))
             self._reports.get(name, {}).pop(worker, None)
 
     def forked(self) -> None:
@@ -98,3 +101,9 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._memberships.clear()
         self._reports.clear()
+
+    def _change_members(self, name: str, change: MembersChange[Members]) -> Members:
+        after = change(self._memberships.get(name), 0)
+        if after is not None:
+            self._memberships[name] = after
+        return after

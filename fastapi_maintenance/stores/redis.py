@@ -7,22 +7,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
+from ..fence import Receipt, Roster, WorkerReport, roster_of
 from ..log import logger
 from ..state import MaintenanceState
 from . import (
+    YOUNG_SERVER,
     Change,
+    Members,
+    MembersChange,
     StoreError,
     TemporaryStoreError,
-    listed,
+    add_member,
+    judge_liveness,
+    mark_members,
     next_state,
     parse,
+    parse_membership,
     parse_state,
+    remove_member,
     retry,
+    split_prefix,
 )
 
 try:
@@ -43,9 +51,6 @@ TIMEOUT: Final = 1.5
 PATIENCE: Final = 3.0
 """Seconds for which a change is tried again."""
 
-YOUNG: Final = 5.0
-"""Seconds after its start in which a server may lack what it had."""
-
 QUIET: Final = 10.0
 """Seconds without a message after which a subscription is tested with a PING."""
 
@@ -53,9 +58,21 @@ RESUBSCRIBE: Final = 1.0
 """Seconds between two attempts to subscribe."""
 
 COMMANDS: Final = (
-    *("get", "set", "hexists", "hset", "hgetall", "hdel"),
-    *("watch", "unwatch", "multi", "exec"),
-    *("time", "info", "ping", "publish", "subscribe"),
+    "get",
+    "set",
+    "hexists",
+    "hset",
+    "hgetall",
+    "hdel",
+    "watch",
+    "unwatch",
+    "multi",
+    "exec",
+    "time",
+    "info",
+    "ping",
+    "publish",
+    "subscribe",
 )
 """All that a user of the store must be allowed to run."""
 
@@ -67,7 +84,6 @@ _TAKEN: Final = re.compile(
 )
 
 T = TypeVar("T")
-TMembership = TypeVar("TMembership", Membership, Membership | None)
 Options = dict[str, Any]  # redis-py's own keyword arguments
 
 # redis-py has types for its clients, not for these.
@@ -99,12 +115,7 @@ class RedisStore:
     def __init__(self, url: str | redis.Redis, *, prefix: str) -> None:
         self.prefix: str = check_prefix(prefix)
         if isinstance(url, str):
-            address, other = split_prefix(url)
-            if other not in {None, prefix}:
-                raise ValueError(
-                    f"prefix is {prefix!r}, and {other!r} in the URL; give it once"
-                )
-            self._server = _Server.of_url(address)
+            self._server = _Server.of_url(split_prefix(url, prefix)[0])
         elif isinstance(url, redis.Redis):
             self._server = _Server.of_client(url)
         else:
@@ -130,8 +141,7 @@ class RedisStore:
         Raises:
             ValueError: If the prefix is missing or the URL cannot work.
         """
-        _, prefix = split_prefix(url)
-        return cls(url, prefix=check_prefix(prefix))
+        return cls(url, prefix=check_prefix(split_prefix(url)[1]))
 
     def __repr__(self) -> str:
         return f"RedisStore({self.location!r})"
@@ -145,7 +155,7 @@ class RedisStore:
     def read(self, name: str) -> MaintenanceState | None:
         """Read the state; None when nothing is stored."""
         key = self._key(name, "state")
-        with self._explained():
+        with self._translate_errors():
             document = self._client.get(key)
         return parse_state(document, f"{key} in {self.location}")
 
@@ -174,7 +184,7 @@ class RedisStore:
     def report(self, name: str, report: WorkerReport) -> Receipt:
         """Keep a report under the server's time, and list the worker."""
         members, reports = self._key(name, "members"), self._key(name, "reports")
-        with self._explained():
+        with self._translate_errors():
             young = report.generation is None and self._is_young()
             entry = _Entry(at=_seconds(self._client.time()), report=report)
             with self._client.pipeline() as pipe:
@@ -182,11 +192,9 @@ class RedisStore:
                 pipe.hexists(reports, report.id)
                 pipe.hset(reports, report.id, entry.to_json())
                 stored, replaced, _ = pipe.execute()
-        membership = self._membership(members, stored)
+        membership = parse_membership(stored)
         if membership is None or report.id not in membership.members:
-            membership = self._change_members(
-                name, lambda before, now: joined(before, report, now)
-            )
+            membership = self._change_members(name, add_member(report))
         return Receipt(
             membership.generation, membership.complete, bool(replaced), young
         )
@@ -194,39 +202,30 @@ class RedisStore:
     def roster(self, name: str) -> Roster:
         """Read the list of workers and every report."""
         members = self._key(name, "members")
-        with self._explained(), self._client.pipeline() as pipe:
+        with self._translate_errors(), self._client.pipeline() as pipe:
             pipe.get(members)
             pipe.hgetall(self._key(name, "reports"))
             pipe.time()
             stored, reports, moment = pipe.execute()
         now = _seconds(moment)
         workers = (
-            _listed(field.decode(errors="replace"), value, now)
+            _parse_report(field.decode(errors="replace"), value, now)
             for field, value in sorted(reports.items())
         )
-        return roster_of(self._membership(members, stored), workers, now)
+        return roster_of(parse_membership(stored), workers, now)
 
     def confirm(self, name: str, generation: str, *, complete: bool) -> str:
         """Mark the roster."""
-
-        def change(before: Membership | None, now: float) -> Membership | None:
-            if before is None:
-                return None
-            return before.confirmed(generation, complete=complete, now=now)
-
-        after = self._change_members(name, change)
+        after = self._change_members(name, mark_members(generation, complete=complete))
         return "" if after is None else after.generation
 
     def remove(self, name: str, worker: str) -> None:
         """Take a worker off the list, and remove its report."""
 
-        def change(before: Membership | None, _: float) -> Membership | None:
-            return None if before is None else before.without(worker)
-
         def remove_report(pipe: Pipeline) -> None:
             pipe.hdel(self._key(name, "reports"), worker)
 
-        self._change_members(name, change, remove_report)
+        self._change_members(name, remove_member(worker), remove_report)
 
     def wait(self, names: Iterable[str], seconds: float) -> None:
         """Return when a change is published, or time has passed.
@@ -243,7 +242,7 @@ class RedisStore:
         if now < self._deaf_until:
             raise TemporaryStoreError(f"{self.location} cannot be listened to")
         try:
-            with self._explained():
+            with self._translate_errors():
                 self._listen({self._channel(name) for name in names}, seconds, now)
         except StoreError as error:
             self._stop_listening()
@@ -282,7 +281,7 @@ class RedisStore:
         # Not by redis-py's ``transaction``: without a server, that never ends.
 
         def once() -> T:
-            with self._explained(), self._client.pipeline() as pipe:
+            with self._translate_errors(), self._client.pipeline() as pipe:
                 return attempt(pipe)
 
         return retry(once, PATIENCE)
@@ -290,17 +289,17 @@ class RedisStore:
     def _change_members(
         self,
         name: str,
-        change: Callable[[Membership | None, float], TMembership],
+        change: MembersChange[Members],
         also: Callable[[Pipeline], None] | None = None,
-    ) -> TMembership:
+    ) -> Members:
         key = self._key(name, "members")
 
-        def attempt(pipe: Pipeline) -> TMembership:
+        def attempt(pipe: Pipeline) -> Members:
             pipe.watch(key)  # type: ignore[no-untyped-call]  # redis-py's
-            before = self._membership(key, _read(pipe, key))
+            before = parse_membership(_read(pipe, key))
             after = change(before, _seconds(pipe.time()))
             pipe.multi()
-            if after != before and after is not None:
+            if after is not None and after != before:
                 pipe.set(key, after.model_dump_json())
             if also is not None:
                 also(pipe)
@@ -309,22 +308,13 @@ class RedisStore:
 
         return self._transaction(attempt)
 
-    def _membership(self, key: str, stored: bytes | None) -> Membership | None:
-        membership = parse(Membership, stored)
-        if membership is None and stored is not None:
-            raise StoreError(
-                f"{key} in {self.location} is not a list of workers; delete that key,"
-                " or choose another ?prefix= if it belongs to another program"
-            )
-        return membership
-
     def _is_young(self) -> bool:
         """Tell whether the server has just started, or does not say."""
         try:
             found = self._client.info("server")
         except redis.ResponseError:
             return True
-        return float(found.get("uptime_in_seconds", 0)) < YOUNG
+        return float(found.get("uptime_in_seconds", 0)) < YOUNG_SERVER
 
     def _listen(self, channels: set[str], seconds: float, now: float) -> None:
         if self._pubsub is None:
@@ -352,7 +342,7 @@ class RedisStore:
             pubsub.close()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Raise what redis-py raises as an error of one line, with its remedy."""
         try:
             yield
@@ -360,7 +350,7 @@ class RedisStore:
             if isinstance(error, redis.ReadOnlyError):
                 # After a failover, the name leads to another server.
                 self._client.connection_pool.disconnect(inuse_connections=False)
-            raise explained(error, self._server.place, self.prefix) from error
+            raise translate(error, self._server.place, self.prefix) from error
 
 
 _inherited: Final[list[object]] = []
@@ -376,11 +366,11 @@ class _Entry(BaseModel):
         return self.model_dump_json(exclude={"report": {"liveness", "age", "lock"}})
 
 
-def _listed(worker: str, stored: bytes, now: float) -> WorkerReport:
+def _parse_report(worker: str, stored: bytes, now: float) -> WorkerReport:
     entry = parse(_Entry, stored)
     if entry is None:
-        return listed(worker, None, 0.0)
-    return listed(worker, entry.report, now - entry.at)
+        return judge_liveness(worker, None, 0.0)
+    return judge_liveness(worker, entry.report, now - entry.at)
 
 
 def _read(pipe: Pipeline, key: str) -> bytes | None:
@@ -408,19 +398,15 @@ class _Server(NamedTuple):
         """Return the server of a URL without ``prefix``.
 
         Raises:
-            ValueError: If the database is not a number, or an option has a value that
-                redis-py refuses.
+            ValueError: If it cannot be taken apart, the database is not a number, or an
+                option has a value that redis-py refuses.
         """
-        parts = urlsplit(url)
-        if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
-            raise ValueError(
-                f"the database in a Redis URL must be a number, not {parts.path[1:]!r}"
-            )
+        _check_url(url)
         try:
             found = _parse_url(url)
         except ValueError as error:
             raise ValueError(f"not a Redis URL: {error}") from None
-        return cls(_timeouts(TIMEOUT, found) | found | _decided())
+        return cls(_timeouts(TIMEOUT, found) | found | _fixed_options())
 
     @classmethod
     def of_client(cls, client: redis.Redis) -> _Server:
@@ -435,7 +421,7 @@ class _Server(NamedTuple):
         options["connection_class"] = pool.connection_class
         # The timeouts of the client may be those of long jobs.
         timeout = min(given.get("socket_timeout") or TIMEOUT, TIMEOUT)
-        options |= _timeouts(timeout, options) | _decided()
+        options |= _timeouts(timeout, options) | _fixed_options()
         if not isinstance(pool, SentinelConnectionPool):
             return cls(options)
         if not pool.is_master:
@@ -490,7 +476,7 @@ def _timeouts(seconds: float, options: Options) -> Options:
     return timeouts
 
 
-def _decided() -> Options:
+def _fixed_options() -> Options:
     # The store repeats what may be repeated. The older protocol needs no HELLO, which a
     # user of few rights may not have.
     return {"retry": Retry(NoBackoff(), 0), "decode_responses": False, "protocol": 2}
@@ -510,12 +496,7 @@ def check_prefix(prefix: object) -> str:
     return prefix
 
 
-def split_prefix(url: str) -> tuple[str, str | None]:
-    """Take the option ``prefix`` out of a URL.
-
-    Raises:
-        ValueError: If it is there twice, or the URL cannot be taken apart.
-    """
+def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         port_is_number = parts.port is None or parts.port > 0
@@ -529,12 +510,10 @@ def split_prefix(url: str) -> tuple[str, str | None]:
         )
     if parts.fragment:
         raise ValueError("a Redis URL has no '#'; in a password write it as %23")
-    options = parse_qsl(parts.query, keep_blank_values=True)
-    prefixes = [value for key, value in options if key == "prefix"]
-    if len(prefixes) > 1:
-        raise ValueError(f"prefix is given {len(prefixes)} times; give it once")
-    rest = urlencode([(key, value) for key, value in options if key != "prefix"])
-    return urlunsplit(parts._replace(query=rest)), prefixes[0] if prefixes else None
+    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise ValueError(
+            f"the database in a Redis URL must be a number, not {parts.path[1:]!r}"
+        )
 
 
 def acl_line(prefix: str) -> str:
@@ -543,7 +522,7 @@ def acl_line(prefix: str) -> str:
     return f"resetchannels ~{{{prefix}}}:* &{{{prefix}}}:* {commands}"
 
 
-def explained(error: Exception, place: str, prefix: str) -> StoreError:
+def translate(error: Exception, place: str, prefix: str) -> StoreError:
     """Return an error of redis-py as one line with its remedy.
 
     Args:

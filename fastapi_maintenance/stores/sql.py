@@ -8,17 +8,24 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ..fence import Membership, Receipt, Roster, WorkerReport, joined, roster_of
+from ..fence import Receipt, Roster, WorkerReport, roster_of
 from ..state import MaintenanceState
 from . import (
     Change,
+    Members,
+    MembersChange,
     StoreError,
     TemporaryStoreError,
-    listed,
+    add_member,
+    judge_liveness,
+    mark_members,
     next_state,
     parse,
+    parse_membership,
     parse_state,
+    remove_member,
     retry,
+    split_prefix,
 )
 
 try:
@@ -53,7 +60,8 @@ except ImportError as _error:
 DEFAULT_PREFIX: Final = "fastapi_maintenance"
 
 PATIENCE: Final = 3.0
-"""Seconds for which a publication tries to connect."""
+"""Seconds for which a publication tries to connect, and for which a transaction is
+repeated that the database has rolled back."""
 
 CONNECT_TIMEOUT: Final = 3
 ANSWER_TIMEOUT: Final = 5
@@ -80,7 +88,8 @@ _NO_TABLE: Final = {"42P01", "1146"}
 _NO_LOGIN: Final = {"28000", "28P01", "3D000", "1044", "1045", "1049", "1698"}
 _NO_RIGHT: Final = ("42501", "1142", "1143", "1227", "SQLITE_READONLY", "SQLITE_PERM")
 _READ_ONLY: Final = {"25006", "1290", "1836"}
-_OVER_SOON: Final = ("08", "40", "53", "55", "57", "58")
+_ROLLED_BACK: Final = {"40001", "40P01", "1213"}
+_TEMPORARY: Final = ("08", "40", "53", "55", "57", "58")
 _SHAPE: Final = {"1054", "1364"}
 _BUSY: Final = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 # A connection that PostgreSQL refuses has no code, only a text.
@@ -95,6 +104,10 @@ T = TypeVar("T")
 
 class _NoTablesError(StoreError):
     """The tables are not there."""
+
+
+class _RolledBackError(TemporaryStoreError):
+    """The database has certainly not carried out a transaction."""
 
 
 class _Record(NamedTuple):
@@ -115,11 +128,13 @@ class SQLStore:
             makes an engine with one connection; or a ``sqlalchemy.Engine``, which is
             used as it is. ``?prefix=NAME`` in a URL does the same as ``prefix``.
         prefix: The tables are ``<prefix>_switches`` and ``<prefix>_reports``. Two
-            applications in one schema need two prefixes.
+            applications in one schema need two prefixes. Default: that of the URL,
+            else ``fastapi_maintenance``.
 
     Raises:
         ValueError: If the URL names an unknown or asynchronous driver or a database in
-            memory, or the prefix is not 1 to 40 of ``a-z 0-9 _``.
+            memory, or the prefix is not 1 to 40 of ``a-z 0-9 _`` or not that of the
+            URL.
         TypeError: If it is neither a URL nor an engine.
         ImportError: If the driver is not installed.
     """
@@ -127,15 +142,11 @@ class SQLStore:
     poll_interval: float = 1.0
 
     def __init__(
-        self, url_or_engine: str | Engine, *, prefix: str = DEFAULT_PREFIX
+        self, url_or_engine: str | Engine, *, prefix: str | None = None
     ) -> None:
         if isinstance(url_or_engine, str):
-            url, named = _parse(url_or_engine)
-            if named is not None and prefix not in {DEFAULT_PREFIX, named}:
-                raise ValueError(
-                    f"prefix is {prefix!r}, and {named!r} in the URL; give it once"
-                )
-            prefix = prefix if named is None else named
+            text, prefix = split_prefix(url_or_engine, prefix)
+            url = _parse(text)
             self._engine = _make_engine(url)
             self._is_own = True
         elif isinstance(url_or_engine, Engine):
@@ -148,11 +159,11 @@ class SQLStore:
                 f"SQLStore takes a URL or a sqlalchemy.Engine, not {url_or_engine!r};"
                 " an AsyncEngine cannot be used from a thread"
             )
-        self.prefix: str = _check_prefix(prefix)
-        self._tables = _Tables(prefix)
+        self.prefix: str = check_prefix(DEFAULT_PREFIX if prefix is None else prefix)
+        self._tables = _Tables(self.prefix)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         self._now = literal_column(_CLOCKS[self._engine.dialect.name], Double)
-        self._location = _location(url, prefix)
+        self._location = _location(url, self.prefix)
         if not (url.host or url.database or url.query):
             # Where it leads, only a function of the application's knows.
             self._location += f" (engine {id(self._engine):#x})"
@@ -180,7 +191,7 @@ class SQLStore:
         switches = self._tables.switches
         query = select(switches.c.state).where(switches.c.name == name)
         try:
-            with self._reading() as connection:
+            with self._connect_to_read() as connection:
                 text = connection.execute(query).scalar()
         except _NoTablesError:
             return None
@@ -190,8 +201,8 @@ class SQLStore:
         """Replace the state, in a transaction that locks it first.
 
         Raises:
-            StoreError: If it cannot be set. If the connection breaks in the very moment
-                of the commit, the state may have been set all the same.
+            StoreError: If it cannot be set. If the connection breaks during the commit,
+                the state may have been set all the same.
         """
 
         def work(connection: Connection) -> MaintenanceState:
@@ -210,7 +221,7 @@ class SQLStore:
         query = select(switches.c.members).where(switches.c.name == name)
 
         def work(connection: Connection) -> Receipt:
-            membership = parse(Membership, connection.execute(query).scalar())
+            membership = parse_membership(connection.execute(query).scalar())
             if (
                 membership is not None
                 and report.id in membership.members
@@ -239,18 +250,18 @@ class SQLStore:
             ).where(reports.c.name == name),
         )
         try:
-            with self._reading() as connection:
+            with self._connect_to_read() as connection:
                 found = connection.execute(query).all()
         except _NoTablesError:
             found = []
         membership, workers, clock = None, [], 0.0
         for worker, document, reported_at, now in found:
             clock = float(now)
-            if worker:
+            if worker:  # The list of workers stands under no worker's id.
                 report = parse(WorkerReport, document)
-                workers.append(listed(worker, report, clock - reported_at))
+                workers.append(judge_liveness(worker, report, clock - reported_at))
             else:
-                membership = parse(Membership, document)
+                membership = parse_membership(document)
         workers.sort(key=lambda report: report.id)
         return roster_of(membership, workers, clock)
 
@@ -259,11 +270,7 @@ class SQLStore:
 
         def work(connection: Connection) -> str:
             after = self._change_members(
-                connection,
-                name,
-                lambda before, now: before.confirmed(
-                    generation, complete=complete, now=now
-                ),
+                connection, name, mark_members(generation, complete=complete)
             )
             return "" if after is None else after.generation
 
@@ -280,9 +287,7 @@ class SQLStore:
         )
 
         def work(connection: Connection) -> None:
-            self._change_members(
-                connection, name, lambda before, _: before.without(worker)
-            )
+            self._change_members(connection, name, remove_member(worker))
             connection.execute(its_report)
 
         with suppress(_NoTablesError):
@@ -299,11 +304,7 @@ class SQLStore:
 
     def _join(self, connection: Connection, name: str, report: WorkerReport) -> Receipt:
         """Keep the first report of a worker, or one that was lost, and list it."""
-        record = self._make_and_lock(connection, name)
-        before = parse(Membership, record.members)
-        membership = joined(before, report, record.now)
-        if membership != before:
-            self._set(connection, name, members=membership.model_dump_json())
+        membership = self._change_members(connection, name, add_member(report))
         replaced = self._replace_report(connection, name, report)
         if not replaced:
             connection.execute(
@@ -317,15 +318,12 @@ class SQLStore:
         self,
         connection: Connection,
         name: str,
-        change: Callable[[Membership, float], Membership],
-    ) -> Membership | None:
-        """Change the list of workers, if there is one."""
-        record = self._lock(connection, name)
-        before = parse(Membership, record.members) if record else None
-        if record is None or before is None:
-            return None
+        change: MembersChange[Members],
+    ) -> Members:
+        record = self._make_and_lock(connection, name)
+        before = parse_membership(record.members)
         after = change(before, record.now)
-        if after != before:
+        if after is not None and after != before:
             self._set(connection, name, members=after.model_dump_json())
         return after
 
@@ -380,35 +378,40 @@ class SQLStore:
         return self._transaction(work)
 
     def _transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run a transaction, again if the database says that it was rolled back."""
+        # After any other failure of a commit, nobody knows.
+        return retry(lambda: self._attempt(work), PATIENCE, _RolledBackError)
+
+    def _attempt(self, work: Callable[[Connection], T]) -> T:
         # An engine of the application's may commit each statement by itself.
         isolation = None if self._is_sqlite else "READ COMMITTED"
-        with self._connected(isolation) as connection, connection.begin():
+        with self._connect(isolation) as connection, connection.begin():
             if self._is_sqlite and not _in_transaction(connection):
                 # One that reads first could not write beside another one.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             return work(connection)
 
-    def _reading(self) -> AbstractContextManager[Connection]:
+    def _connect_to_read(self) -> AbstractContextManager[Connection]:
         # Nothing is begun that would have to be ended.
-        return self._connected(None if self._is_sqlite else "AUTOCOMMIT")
+        return self._connect(None if self._is_sqlite else "AUTOCOMMIT")
 
     @contextmanager
-    def _connected(self, isolation: str | None = None) -> Iterator[Connection]:
+    def _connect(self, isolation: str | None = None) -> Iterator[Connection]:
         try:
             connection = self._engine.connect()
         except (exc.SQLAlchemyError, TypeError) as error:
             # A driver raises TypeError for an option that it does not know.
-            raise self._explained(error, connecting=True) from error
+            raise self._translate(error, connecting=True) from error
         try:
             with connection:
                 if isolation is not None:
                     connection = connection.execution_options(isolation_level=isolation)
                 yield connection
         except (exc.SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error) as error:
-            raise self._explained(error) from error
+            raise self._translate(error) from error
 
     def _reach(self) -> None:
-        with self._connected():
+        with self._connect():
             pass
 
     def _make_tables(self) -> None:
@@ -424,11 +427,11 @@ class SQLStore:
             ) from error
 
     def _has_tables(self) -> bool:
-        with self._connected() as connection:
+        with self._connect() as connection:
             inspector = inspect(connection)
             return all(inspector.has_table(table.name) for table in self._tables.all)
 
-    def _explained(  # noqa: PLR0911  # one for each kind
+    def _translate(  # noqa: PLR0911  # one for each kind
         self, error: Exception, *, connecting: bool = False
     ) -> StoreError:
         """Return an error of the driver as one sentence with the remedy."""
@@ -456,7 +459,9 @@ class SQLStore:
             return TemporaryStoreError(
                 f"{place} is read-only: {text}; the URL must lead to the primary"
             )
-        if _is_over_soon(error, code):
+        if code in _ROLLED_BACK or code.startswith(_BUSY):
+            return _RolledBackError(f"{place} is busy: {text}; try again")
+        if _is_temporary(error, code):
             return TemporaryStoreError(f"{place} does not answer: {text}")
         if connecting:
             return StoreError(f"cannot connect to {place}: {text}; correct the URL")
@@ -516,9 +521,10 @@ def schema(url: str) -> str:
         >>> print(schema("sqlite:///shop.db?prefix=shop").splitlines()[0])
         CREATE TABLE shop_switches (
     """
-    parsed, prefix = _parse(url)
+    text, prefix = split_prefix(url)
+    parsed = _parse(text)
     dialect = parsed.get_dialect()()
-    tables = _Tables(_check_prefix(DEFAULT_PREFIX if prefix is None else prefix))
+    tables = _Tables(check_prefix(DEFAULT_PREFIX if prefix is None else prefix))
     statements = (
         str(CreateTable(table).compile(dialect=dialect)).strip() for table in tables.all
     )
@@ -527,8 +533,8 @@ def schema(url: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parse(text: str) -> tuple[URL, str | None]:
-    """Return a URL without its prefix, and the prefix.
+def _parse(text: str) -> URL:
+    """Return a URL, which has no prefix any more.
 
     Raises:
         ValueError: If it is not the URL of a database that can be used.
@@ -547,17 +553,11 @@ def _parse(text: str) -> tuple[URL, str | None]:
             "not a database URL; use postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
         ) from None
     _check_dialect(url, dialect)
-    prefix = url.query.get("prefix")
-    if isinstance(prefix, tuple):
-        raise ValueError(  # noqa: TRY004  # a bad URL, not a bad type
-            f"prefix is given more than once in the URL: {', '.join(prefix)}"
-        )
-    url = url.difference_update_query(["prefix"])
     path = url.database or ""
     if dialect.name == "sqlite" and not path.startswith("file:"):
         # A later change of the working directory must not move the switch.
         url = url.set(database=os.path.abspath(path))  # noqa: PTH100  # links stay
-    return url, prefix
+    return url
 
 
 def _check_dialect(url: URL, dialect: type[Dialect] | Dialect) -> None:
@@ -581,7 +581,12 @@ def _check_dialect(url: URL, dialect: type[Dialect] | Dialect) -> None:
         )
 
 
-def _check_prefix(prefix: object) -> str:
+def check_prefix(prefix: object) -> str:
+    """Return a prefix that names tables without quotes in every database.
+
+    Raises:
+        ValueError: If it does not.
+    """
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ValueError(
             f"prefix must be 1 to 40 of a-z, 0-9 and '_' and begin with a letter, not"
@@ -661,7 +666,7 @@ def _location(url: URL, prefix: str) -> str:
         database=url.database,
         query={**query, "prefix": prefix},
     )
-    return shown.render_as_string(hide_password=False)
+    return shown.render_as_string()
 
 
 def _in_transaction(connection: Connection) -> bool:
@@ -671,10 +676,8 @@ def _in_transaction(connection: Connection) -> bool:
     )
 
 
-def _is_over_soon(error: Exception, code: str) -> bool:
-    if code.startswith("SQLITE"):
-        return code.startswith(_BUSY)
-    if code in _SHAPE or isinstance(error, TypeError):
+def _is_temporary(error: Exception, code: str) -> bool:
+    if code in _SHAPE or code.startswith("SQLITE") or isinstance(error, TypeError):
         return False
     if not isinstance(error, exc.DBAPIError):
         # The pool has no free connection, or a driver's error that was not translated.
@@ -684,7 +687,7 @@ def _is_over_soon(error: Exception, code: str) -> bool:
     return (
         isinstance(error, exc.OperationalError | exc.InterfaceError)
         or error.connection_invalidated
-        or code.startswith(_OVER_SOON)
+        or code.startswith(_TEMPORARY)
     )
 
 

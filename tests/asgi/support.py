@@ -21,7 +21,6 @@ from starlette.websockets import WebSocketClose
 from fastapi_maintenance import (
     MaintenanceGuard,
     MaintenanceModeMiddleware,
-    MemoryStore,
     maintenance_exempt,
 )
 from tests.calls import Answer, call, handshake
@@ -94,16 +93,6 @@ class Shop:
                 self.app, path, **{"extensions": dict(DENIAL), **scope}
             )
         return await call(self.app, path, method=method, **scope)
-
-
-def closed(**options: Any) -> MaintenanceGuard:  # of any test
-    """Return a guard with maintenance on."""
-    return MaintenanceGuard(MemoryStore(enabled=True), **options)
-
-
-def opened(**options: Any) -> MaintenanceGuard:  # of any test
-    """Return a guard with maintenance off."""
-    return MaintenanceGuard(MemoryStore(), **options)
 
 
 def shop(

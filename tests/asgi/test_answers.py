@@ -21,9 +21,10 @@ from fastapi_maintenance import (
     MaintenanceGuard,
     MaintenanceModeMiddleware,
 )
-from tests.asgi.support import DENIAL, Ran, Shop, closed, opened, shop
+from tests.asgi.support import DENIAL, Ran, Shop, shop
 from tests.calls import Answer, call, handshake
 from tests.guard.support import in_flight
+from tests.guards import closed, opened
 
 pytestmark = pytest.mark.anyio
 

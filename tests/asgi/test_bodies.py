@@ -11,10 +11,11 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceModeMiddleware
-from tests.asgi.support import Body, CopiesScope, Shop, closed, opened, shop
+from tests.asgi.support import Body, CopiesScope, Shop, shop
 from tests.asgi.test_coverage import Rewraps
 from tests.calls import Answer
 from tests.guard.support import in_flight
+from tests.guards import closed, opened
 
 pytestmark = pytest.mark.anyio
 

@@ -20,28 +20,30 @@ from fastapi_maintenance import (
     MemoryStore,
     maintenance_exempt,
 )
-from tests.asgi.support import CopiesScope, closed, opened
+from tests.asgi.support import CopiesScope
 from tests.calls import call, handshake
 from tests.guard.support import in_flight
+from tests.guards import closed, opened
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
 
 class Holds:
-    """Endpoints that stay until they are let go."""
+    """Endpoints that wait until they are released."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()
         self.leave = asyncio.Event()
 
     async def answer_late(self) -> str:
-        """Answer when it is let go."""
+        """Answer when it is released."""
         self.entered.set()
         await self.leave.wait()
         return "late"
 
     async def stream(self) -> StreamingResponse:
-        """Begin to answer at once, and end when it is let go."""
+        """Begin to answer at once, and end when it is released."""
 
         async def parts() -> AsyncIterator[bytes]:
             yield b"begun"
@@ -51,7 +53,7 @@ class Holds:
         return StreamingResponse(parts())
 
     async def socket(self, websocket: WebSocket) -> None:
-        """Accept, and close when it is let go."""
+        """Accept, and close when it is released."""
         await websocket.accept()
         self.entered.set()
         await self.leave.wait()
@@ -105,13 +107,6 @@ async def running(app: ASGIApp, path: str, holds: Holds) -> AsyncIterator[None]:
         await task
     finally:
         task.cancel()
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(10):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 LONG = ["/late", "/stream", "/socket", "/sub/late"]
@@ -265,7 +260,7 @@ async def test_a_drain_says_what_it_waits_for() -> None:
     """A counted request is shown by its route, once that is known."""
     app, guard, holds = application("middleware", marked=False)
     async with running(app, "/late", holds):
-        report = guard._switch.worker.report()
+        report = guard._switch.worker.make_report()
         assert report.current == 1
         assert report.oldest is not None
         assert report.oldest.route == "GET /late"

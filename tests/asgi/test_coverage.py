@@ -13,17 +13,10 @@ from starlette.responses import Response
 from starlette.types import Scope
 from starlette.websockets import WebSocket
 
-from tests.asgi.support import (
-    TABLE,
-    Case,
-    CopiesScope,
-    Shop,
-    closed,
-    opened,
-    shop,
-)
+from tests.asgi.support import TABLE, Case, CopiesScope, Shop, shop
 from tests.calls import Answer
 from tests.guard.support import in_flight
+from tests.guards import closed, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +34,7 @@ class Rewraps(BaseHTTPMiddleware):
 
 
 async def reads(connection: HTTPConnection) -> bool:
-    """Read the body, and exempt nobody."""
+    """Read the body, and do not exempt."""
     if isinstance(connection, Request):
         await connection.body()
     return False

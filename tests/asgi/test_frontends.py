@@ -6,8 +6,9 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 
 from fastapi_maintenance import MaintenanceModeMiddleware, maintenance_exempt
-from tests.asgi.support import RELEASE, closed
+from tests.asgi.support import RELEASE
 from tests.calls import call
+from tests.guards import closed
 
 pytestmark = [
     pytest.mark.anyio,
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("way", ["middleware", "both"])
 async def test_frontends_are_refused(folder: Path, way: str) -> None:
-    """Pages, files and what is not there are refused; other methods are as ever."""
+    """Pages, files and what is missing are refused; other methods are unchanged."""
     guard = closed()
     app = FastAPI(dependencies=[Depends(guard)] if way == "both" else [])
     app.add_middleware(MaintenanceModeMiddleware, guard=guard)

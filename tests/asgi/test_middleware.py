@@ -28,9 +28,10 @@ from fastapi_maintenance import (
     StoreError,
     maintenance_exempt,
 )
-from tests.asgi.support import DENIAL, RELEASE, Ran, Translates, closed, opened
+from tests.asgi.support import DENIAL, RELEASE, Ran, Translates
 from tests.calls import call, handshake
 from tests.guard.support import in_flight, publish
+from tests.guards import closed, opened
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette._utils import get_route_path
 
-from tests.asgi.support import Shop, closed, opened, shop
+from tests.asgi.support import Shop, shop
 from tests.asgi.test_coverage import shape
 from tests.calls import Answer
+from tests.guards import closed, opened
 
 pytestmark = pytest.mark.anyio
 

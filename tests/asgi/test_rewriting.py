@@ -14,8 +14,9 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceModeMiddleware, maintenance_exempt
-from tests.asgi.support import PREFLIGHT, RELEASE, Ran, Translates, opened
+from tests.asgi.support import PREFLIGHT, RELEASE, Ran, Translates
 from tests.calls import call
+from tests.guards import opened
 
 pytestmark = pytest.mark.anyio
 
@@ -197,13 +198,16 @@ async def test_a_preflight_that_nothing_answers_is_refused() -> None:
     assert ran == []
 
 
+@pytest.mark.parametrize("way", ["wrap", "middleware"])
 @pytest.mark.parametrize("path", ["/ext/health", "/ext/docs", "/ext/x"])
-async def test_an_extension_is_not_what_it_keeps(path: str) -> None:
+async def test_an_extension_is_not_what_it_keeps(path: str, way: str) -> None:
     """What is open around a mounted object is not open in it."""
     app, ran, guard = FastAPI(), Ran(), opened()
     app.add_api_route("/health", maintenance_exempt(_open))
-    app.mount("/ext", Extension(app, ran.box))
-    app.add_middleware(MaintenanceModeMiddleware, guard=guard)
+    extension = Extension(app, ran.box)
+    app.mount("/ext", guard.wrap(extension) if way == "wrap" else extension)
+    if way == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, guard=guard)
     assert (await call(app, path)).status == 200
     await guard.enable()
     assert (await call(app, path)).status == 503

@@ -3,17 +3,15 @@
 import asyncio
 import contextlib
 import http.client
-import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from fastapi_maintenance import MaintenanceGuard
-from tests.chaos.harness import ROOT, free_port, until
+from tests.servers import free_port, running
+from tests.waiting import until
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
 
@@ -77,27 +75,11 @@ def port(
     store = f"file:{folder}/state"
     found = free_port()
     line = [part.format(port=found) for part in SERVERS[request.param]]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *line],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
-                "FASTAPI_MAINTENANCE_STORE": store,
-            },
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        until(lambda: answers(found), 30)
+    command = [sys.executable, "-m", *line]
+    with running(command, folder, FASTAPI_MAINTENANCE_STORE=store):
+        until(lambda: answers(found))
         asyncio.run(MaintenanceGuard(store).enable())
         yield found
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def answers(port: int) -> bool:

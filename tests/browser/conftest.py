@@ -19,10 +19,10 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from fastapi_maintenance import (
     FileStore,
     MaintenanceError,
-    MaintenanceGuard,
     control_router,
     maintenance_exception_handler,
 )
+from tests.guards import guard_of
 
 T = TypeVar("T")
 
@@ -55,9 +55,7 @@ class Service:
     """A running service, and its switch."""
 
     def __init__(self, folder: Path) -> None:
-        self.guard = MaintenanceGuard(FileStore(folder), retry_after=60)
-        # The one worker is known to be all.
-        self.guard._switch.settling = 0
+        self.guard = guard_of(FileStore(folder), retry_after=60)
         self.finish = threading.Event()
         self.app = FastAPI(
             dependencies=[Depends(self.guard)], lifespan=self.guard.lifespan

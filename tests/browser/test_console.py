@@ -309,9 +309,9 @@ async def test_console_shows_everything_as_text(service: Service, visit: Visit) 
         "host": HOSTILE,
         "pid": 1,
         "liveness": "silent",
-        "current": 0,
-        "old": 1,
+        "in_flight": 1,
         "left": 1,
+        "kind": HOSTILE,
         "status": HOSTILE,
         "oldest": {"route": HOSTILE, "seconds": 1.0},
     }

@@ -1,4 +1,4 @@
-"""Each fault once, or many times: ``pytest -m chaos --repeat 20``."""
+"""Runs each fault once, or many times: ``pytest -m chaos --repeat 20``."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from tests.conftest import LONG
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat every test: each brings a service down."""
+    """Repeat each test of one fault; those that switch many times run once."""
+    if "flips" in metafunc.fixturenames:
+        return
     repeat: int = metafunc.config.getoption("--repeat")
     ids = None if repeat > 1 else [pytest.HIDDEN_PARAM]
     metafunc.fixturenames.append("repetition")
@@ -19,13 +21,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def flips(request: pytest.FixtureRequest) -> int:
-    """How often to switch under load: many times in one test on the long budget.
+def flips() -> int:
+    """How often a test switches under load: 400 times on the long budget.
 
-    Its other repetitions start new workers, which shows more than going on does.
+    Half as often beside a stopped worker, and with two operators.
     """
-    first: bool = request.node.callspec.params["repetition"] == 0
-    return 400 if LONG and first else 10
+    return 400 if LONG else 10
 
 
 @pytest.fixture
@@ -38,22 +39,28 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def state(folder: Path) -> Path:
-    """Where the state of the service under attack lives."""
+    """The directory under attack."""
     return folder / "state"
 
 
 @pytest.fixture
-def service(folder: Path, state: Path) -> Iterator[Service]:
-    """A service without workers yet; none survives the test.
+def url(state: Path) -> str:
+    """The store under attack; files about servers have their own."""
+    return f"file:{state}"
+
+
+@pytest.fixture
+def service(folder: Path, url: str) -> Iterator[Service]:
+    """A service that has no workers yet; none survives the test.
 
     Whatever a test does, no counted work may have run after *drained*.
     """
-    with Service(folder / "service", f"file:{state}") as made:
+    with Service(folder / "service", url) as made:
         yield made
         assert made.violations() == []
 
 
 @pytest.fixture
 def operator(service: Service) -> Operator:
-    """Who switches it."""
+    """An operator who has not drained before."""
     return Operator(service)

@@ -1,32 +1,36 @@
 """Starts services, loads them, operates them, and finds work that ran after *drained*.
 
-Which store is used is told by its URL, so that every engine can be put through it.
+The URL of its store is all that a service needs, so that every engine can be tried.
 """
 
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.fence import DrainReport, Outcome, Roster, Verdict
 from fastapi_maintenance.state import MaintenanceState
 from fastapi_maintenance.stores import Store, open_store
 from fastapi_maintenance.switch import DrainOptions, Switch
+from tests.servers import ROOT, free_port
+from tests.waiting import until
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 ROUTES = (
     *("/fast", "/slow", "/sync", "/stream", "/background", "/commit", "/fails"),
@@ -34,24 +38,12 @@ ROUTES = (
 )
 
 
-def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait for a condition.
-
-    Raises:
-        AssertionError: If it does not come true.
-    """
-    limit = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > limit:
-            raise AssertionError(f"did not come true in {seconds} s: {condition}")
-        time.sleep(0.01)
-
-
-def free_port() -> int:
-    """Return a free port of the loopback interface."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Start work in a thread of its own, and return its future result."""
+    pool = ThreadPoolExecutor(1)
+    started = pool.submit(work)
+    pool.shutdown(wait=False)
+    return started
 
 
 @dataclass
@@ -75,16 +67,9 @@ class Instance:
             response = connection.getresponse()
             return response.status, response.read()
 
-    def begin(self, path: str) -> threading.Thread:
-        """Send one request from a thread that does not mind how it ends."""
-
-        def run() -> None:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                self.get(path)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        return thread
+    def begin(self, path: str) -> Future[tuple[int, bytes]]:
+        """Start one request, and return its future status and body."""
+        return in_background(lambda: self.read(path))
 
     def signal(self, number: int) -> None:
         """Send a signal to the worker itself."""
@@ -93,7 +78,7 @@ class Instance:
 
 @dataclass
 class Service:
-    """Workers of the shop with one store, and what they noted.
+    """Workers of the shop with one store, and the spans that they wrote.
 
     Attributes:
         folder: Where the spans are.
@@ -170,7 +155,7 @@ class Service:
             made.append(Instance(process, port))
         self.instances += made
         for instance in made:
-            until(lambda instance=instance: self._answers(instance), 30)  # type: ignore[misc]  # mypy knows no defaults of lambdas
+            until(lambda instance=instance: self._answers(instance))  # type: ignore[misc]  # mypy knows no defaults of lambdas
         return made
 
     def _answers(self, instance: Instance) -> bool:
@@ -184,8 +169,8 @@ class Service:
 
     def kill(self, instance: Instance) -> None:
         """End a worker with SIGKILL, and wait until it is gone."""
-        # What it was at is over from here on. When its end is noticed says nothing:
-        # a drain may have seen that it is gone before.
+        # Its work is over from here on. The time at which its end is noticed does not
+        # count: a drain may have seen it before.
         self.deaths[instance.pid] = time.monotonic_ns()
         instance.signal(signal.SIGKILL)
         instance.process.wait()
@@ -206,10 +191,39 @@ class Service:
             for number, (start, what) in begun.items():
                 yield start, ended.get(number, never), f"{what} of {log.stem}"
 
-    def running(self, what: str, count: int = 1) -> bool:
-        """Tell whether so much work of a kind has begun and not ended."""
-        open_ends = [end for _, end, name in self.spans() if name.startswith(what)]
-        return sum(end == float("inf") for end in open_ends) >= count
+    def running(self, what: str, instance: Instance | None = None) -> bool:
+        """Tell whether work of a kind is running, on one worker or on any."""
+        of = f" of {instance.pid}" if instance else ""
+        return any(
+            end == float("inf") and name.startswith(what) and name.endswith(of)
+            for _, end, name in self.spans()
+        )
+
+    def busy(
+        self, instance: Instance, seconds: float, kind: str = "slow"
+    ) -> Future[tuple[int, bytes]]:
+        """Give a worker work for a while, and wait until it has begun."""
+        answer = instance.begin(f"/{kind}?seconds={seconds}")
+        until(lambda: self.running(kind, instance))
+        return answer
+
+    def closed(self) -> bool:
+        """Tell whether every worker refuses."""
+        return all(instance.get("/fast") == 503 for instance in self.instances)
+
+    def open(self) -> bool:
+        """Tell whether every worker serves."""
+        return all(instance.get("/fast") == 200 for instance in self.instances)
+
+    def settled(self) -> "Operator":
+        """Drain once, so that the list of workers is complete; return the operator."""
+        operator = Operator(self)
+        report = operator.drain()
+        assert report.outcome == "drained", report
+        assert len(report.workers) == len(self.instances), report
+        operator.off()
+        until(self.open)
+        return operator
 
     def violations(self) -> list[str]:
         """Return all work that ran between *drained* and the reopening."""
@@ -243,7 +257,7 @@ class Service:
 
     @contextlib.contextmanager
     def stuttering(self, instance: Instance) -> Iterator[None]:
-        """Stop and continue a worker again and again, wherever it is at the time."""
+        """Stop and continue a worker again and again, whatever it is doing."""
         ended = threading.Event()
 
         def stutter() -> None:
@@ -301,35 +315,26 @@ class Operator:
             self.service.windows.append((stamp, float("inf")))
         return report
 
-    def settle(self, workers: int) -> None:
-        """Drain once, so that the list of workers is no longer a new one."""
-        report = self.drain()
-        assert report.outcome == "drained", report
-        assert len(report.workers) == workers, report
-        self.off()
-
     def later(self, timeout: float = 10.0, **options: object) -> "Later":
         """Drain in a thread, while the test breaks things."""
         return Later(lambda: self.drain(timeout, **options), self)
 
 
 class Later:
-    """A drain that goes on."""
+    """A drain in a thread."""
 
     def __init__(self, work: Callable[[], DrainReport], operator: Operator) -> None:
-        self._found: list[DrainReport] = []
         self._operator = operator
         operator.looks.clear()
-        self._thread = threading.Thread(target=lambda: self._found.append(work()))
-        self._thread.start()
-        until(lambda: operator.looks or not self._thread.is_alive())
+        self._report = in_background(work)
+        until(lambda: operator.looks or self._report.done())
 
     def looks_again(self, outcome: Outcome | None = None) -> None:
         """Wait for looks that follow what has just happened, or for the end."""
         seen = len(self._operator.looks)
         until(
             lambda: (
-                not self._thread.is_alive()
+                self._report.done()
                 or any(
                     outcome in {None, found}
                     for _, found in self._operator.looks[seen + 1 :]
@@ -339,9 +344,38 @@ class Later:
 
     def result(self) -> DrainReport:
         """Wait for the end."""
-        self._thread.join()
-        (report,) = self._found
-        return report
+        return self._report.result()
+
+
+def operate(
+    service: Service,
+    timeout: float,
+    *,
+    inside: Sequence[str] = (),
+    user: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a drain in a process of its own; ``told`` waits for its end.
+
+    Args:
+        service: What is drained.
+        timeout: Seconds after which it gives up.
+        inside: What it is run by, such as ``unshare``.
+        user: Whose rights it has, once everything is imported.
+    """
+    line = [*inside, sys.executable, str(HERE / "operate.py"), service.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if user is not None:
+        environment["CHAOS_USER"] = str(user)
+    return subprocess.Popen(
+        [*line, "--timeout", str(timeout)], env=environment, stdout=subprocess.PIPE
+    )
+
+
+def told(process: subprocess.Popen[bytes]) -> dict[str, str]:
+    """Wait for the end of such a drain; return what it was told, if anything."""
+    output, _ = process.communicate(timeout=60)
+    answer: dict[str, str] = json.loads(output or b"{}")
+    return answer
 
 
 async def _visit(
@@ -350,11 +384,11 @@ async def _visit(
     async def visitor(number: int) -> None:
         choose = random.Random(number)
         while not ended.is_set():
-            # Those that were started since, too.
+            # Also those that were started later.
             port = choose.choice(instances).port
             with contextlib.suppress(OSError):
                 await asyncio.wait_for(_request(port, choose.choice(ROUTES)), 3)
-            # Load, and not a machine that does nothing else: tests run side by side.
+            # Leave time for other tests: they run side by side.
             await asyncio.sleep(0.02)
 
     await asyncio.gather(*(visitor(number) for number in range(clients)))

@@ -17,12 +17,11 @@ def main() -> None:
     """Drain once."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
-    parser.add_argument("--timeout", type=float, default=5.0)
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--timeout", type=float)
     options = parser.parse_args()
     switch = Switch(open_store(options.url), "default")
     if "CHAOS_USER" in os.environ:
-        # With everything imported: that user may not be able to read it.
+        # After all imports: that user may not be able to read the files.
         asyncio.run(anyio.to_thread.run_sync(int))
         os.setgroups([])
         os.setgid(int(os.environ["CHAOS_USER"]))
@@ -30,7 +29,7 @@ def main() -> None:
     try:
         report = asyncio.run(
             switch.drain(
-                DrainOptions(timeout=options.timeout, workers=options.workers),
+                DrainOptions(timeout=options.timeout),
                 enable=EnableOptions(message="chaos"),
             )
         )

@@ -1,29 +1,120 @@
-"""What the faults of Redis and of a database have in common."""
+"""Redis and PostgreSQL with their faults, and clients that watch a service."""
 
 import contextlib
 import http.client
-import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
-import pytest
-
-from tests.chaos.harness import Instance, Operator, Service, until
+from tests.chaos.harness import Instance, Service
+from tests.stores import redis_server, redis_workers, sql_server
 from tests.stores.redis_proxy import Proxy
 
-SPARES = 1.2
-"""Seconds that no request may take; one that waited for the server would take 1.5."""
+LIMIT = 1.2
+"""Every request is faster; one that waited for the server would take 1.5 seconds."""
 
 another_machine = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: pid namespaces")
+
+
+@dataclass
+class Redis:
+    """A Redis, which is empty after a crash."""
+
+    server: redis_server.RedisServer
+    durable: ClassVar = False
+
+    @classmethod
+    def shared(cls) -> Self:
+        """Return the server that no test breaks."""
+        return cls(redis_server.shared_server())
+
+    @classmethod
+    @contextlib.contextmanager
+    def serving(cls, folder: Path) -> Iterator[Self]:
+        """Run another server for the time of a block."""
+        with redis_server.serving(folder) as server:
+            yield cls(server)
+
+    def url(self) -> str:
+        """Return the URL of a store that was never used."""
+        return redis_workers.fresh_url(self.server)
+
+    def stop(self) -> None:
+        """Shut it down in order."""
+        self.server.run("SAVE")
+        self.server.kill()
+
+    def lose(self, url: str, what: str) -> None:
+        """Lose a part of a store: its reports, its members, or everything."""
+        parts = ["state", "members", "reports"] if what == "everything" else [what]
+        self.server.run("DEL", *keys(url, *parts))
+
+
+@dataclass
+class PostgreSQL:
+    """A PostgreSQL, which loses nothing in a crash."""
+
+    server: sql_server.SQLServer
+    durable: ClassVar = True
+
+    @classmethod
+    def shared(cls) -> Self:
+        """Return the server that no test breaks."""
+        return cls(sql_server.shared_server())
+
+    @classmethod
+    @contextlib.contextmanager
+    def serving(cls, folder: Path) -> Iterator[Self]:  # it has its own
+        """Run another server for the time of a block."""
+        with sql_server.serving() as server:
+            yield cls(server)
+
+    def url(self) -> str:
+        """Return the URL of a store that was never used."""
+        return sql_server.fresh_url(self.server)
+
+    def stop(self) -> None:
+        """Shut it down in order."""
+        self.server.stop()
+
+    def lose(self, url: str, what: str) -> None:
+        """Lose a part of a store: its reports, its members, or everything."""
+        prefix = prefix_of(url)
+        statements = {
+            "reports": f"TRUNCATE {prefix}_reports",
+            "members": f"UPDATE {prefix}_switches SET members = NULL",
+            "everything": f"TRUNCATE {prefix}_switches, {prefix}_reports",
+        }
+        self.server.run(statements[what])
+
+
+Engine = Redis | PostgreSQL
+
+
+def prefix_of(url: str) -> str:
+    """Return the prefix of a store."""
+    return url.rpartition("prefix=")[2]
+
+
+def keys(url: str, *parts: str) -> list[str]:
+    """Return the keys of parts of a store on Redis."""
+    return [f"{{{prefix_of(url)}}}:{redis_workers.NAME}:{part}" for part in parts]
+
+
+def through(proxy: Proxy, service: Service) -> dict[str, str]:
+    """Return the environment of a worker that reaches its server by a proxy."""
+    port = service.url.rpartition("@")[2].partition("/")[0].partition(":")[2]
+    url = service.url.replace(f":{port}/", f":{proxy.port}/")
+    return {"FASTAPI_MAINTENANCE_STORE": url}
 
 
 @dataclass
 class Watch:
-    """Visits every worker without a pause, and notes what it was told and how fast."""
+    """Sends requests to every worker, and notes each status and how long it took."""
 
     instances: list[Instance]
     told: list[tuple[int, float]] = field(default_factory=list)
@@ -47,9 +138,13 @@ class Watch:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        told = self.told if kind is None else []
-        assert {status for status, _ in told} <= {200, 503}
-        assert max((seconds for _, seconds in told), default=0.0) < SPARES
+        if kind is None:
+            assert self.statuses() <= {200, 503}
+            assert max(seconds for _, seconds in self.told) < LIMIT
+
+    def statuses(self) -> set[int]:
+        """Return the statuses of all answers so far."""
+        return {status for status, _ in self.told}
 
     def _visit(self, instance: Instance) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", instance.port, timeout=20)
@@ -60,29 +155,3 @@ class Watch:
                 response = connection.getresponse()
                 response.read()
                 self.told.append((response.status, time.monotonic() - begun))
-
-
-def settled(service: Service) -> Operator:
-    """Return an operator of a service whose list of workers is no longer new."""
-    operator = Operator(service)
-    operator.settle(len(service.instances))
-    until(lambda: all(one.get("/fast") == 200 for one in service.instances))
-    return operator
-
-
-def closed(service: Service) -> bool:
-    """Tell whether every worker refuses."""
-    return all(instance.get("/fast") == 503 for instance in service.instances)
-
-
-def busy(service: Service, instance: Instance, seconds: float) -> None:
-    """Let a worker work for a while."""
-    instance.begin(f"/slow?seconds={seconds}")
-    until(lambda: service.running("slow"))
-
-
-def through(proxy: Proxy, service: Service) -> dict[str, str]:
-    """Return the environment of a worker that reaches its server by a proxy."""
-    port = service.url.rpartition("@")[2].partition("/")[0].partition(":")[2]
-    url = service.url.replace(f":{port}/", f":{proxy.port}/")
-    return {"FASTAPI_MAINTENANCE_STORE": url}

@@ -32,7 +32,7 @@ _numbers = itertools.count(1)
 
 
 def note(number: int, edge: str, what: str) -> None:
-    """Write one edge of a span; whole, also when the process is killed."""
+    """Write one edge of a span: a whole line, even if the process is killed."""
     pid = os.getpid()
     line = f"{time.monotonic_ns()} {pid} {number} {edge} {what}\n"
     descriptor = os.open(FOLDER / f"{pid}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -42,7 +42,7 @@ def note(number: int, edge: str, what: str) -> None:
 
 @contextmanager
 def span(what: str) -> Iterator[None]:
-    """Say that counted work is running, until it ends."""
+    """Record a span of counted work."""
     number = next(_numbers)
     note(number, "begin", what)
     try:
@@ -52,7 +52,7 @@ def span(what: str) -> Iterator[None]:
 
 
 class ShopError(Exception):
-    """Something that an exception handler answers slowly."""
+    """An error that an exception handler answers slowly."""
 
 
 guard = MaintenanceGuard()
@@ -60,7 +60,7 @@ guard._switch.clock = lambda: datetime.now(UTC) + SKEW
 
 
 async def session(connection: HTTPConnection) -> AsyncIterator[None]:
-    """Commit after the response, as a dependency from before the guard does."""
+    """Commit after the response, like a dependency that is listed before the guard."""
     yield
     if connection.scope.get("commits"):
         with span("commit"):
@@ -84,13 +84,13 @@ async def answer(_: Request, __: ShopError) -> JSONResponse:
 @app.get("/health")
 @maintenance_exempt
 async def health() -> int:
-    """Tell that the process serves, and which one it is."""
+    """Return the id of the process."""
     return os.getpid()
 
 
 @app.get("/fast")
 async def fast() -> None:
-    """Do nothing, countedly."""
+    """Do nothing, in a span."""
     with span("fast"):
         pass
 
@@ -124,13 +124,13 @@ async def stream(chunks: int = 8) -> StreamingResponse:
 
 @app.get("/events")
 async def events() -> StreamingResponse:
-    """Send until it is time to end."""
+    """Send until the drain closes long-lived connections."""
 
     async def content() -> AsyncIterator[bytes]:
         with span("events"):
-            yield b"begun"
+            yield b"first,"
             await guard.closing.wait()
-            yield b"ended" if guard.closing.is_set() else b"strange"
+            yield b"last" if guard.closing.is_set() else b"strange"
 
     return StreamingResponse(content())
 
@@ -153,20 +153,20 @@ async def background(tasks: BackgroundTasks) -> None:
 
 @app.get("/commit")
 async def commit(request: Request) -> None:
-    """Leave a commit to the dependency from before the guard."""
+    """Have the dependency commit after the response."""
     request.scope["commits"] = True
 
 
 @app.get("/fails")
 async def fails() -> None:
-    """Leave the answer to an exception handler."""
+    """Have an exception handler answer."""
     raise ShopError
 
 
 @app.get("/blocks")
 async def blocks(seconds: float = 0.2) -> None:
     """Block the event loop."""
-    with span("block"):
+    with span("blocks"):
         time.sleep(seconds)  # noqa: ASYNC251  # what must not be done is done
 
 
@@ -179,7 +179,7 @@ async def interpreter(seconds: float = 5) -> None:
 
 @app.get("/cancelled")
 def cancelled(seconds: float = 1.5) -> None:
-    """Work on in a thread while the request is cancelled from outside."""
+    """Keep working in a thread after the request was cancelled from outside."""
     with span("cancelled"):
         time.sleep(seconds)
 
@@ -205,13 +205,13 @@ async def socket(websocket: WebSocket) -> None:
 
 
 class Bracket:
-    """Stands outside of the application: who was admitted, and what was sent when."""
+    """Wraps the application, and records a span for each admitted request."""
 
     def __init__(self, inner: App) -> None:
         self.inner = inner
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Note each response that is not a refusal, until its last byte is sent."""
+        """Record each response that is not a refusal, until its last byte is sent."""
         if scope["type"] != "http" or scope["path"] in {"/health", "/child"}:
             await self.inner(scope, receive, send)
             return
@@ -237,7 +237,7 @@ class Bracket:
 shop = Bracket(app)
 
 if "CHAOS_USER" in os.environ:
-    # Here, with everything imported: that user may not be able to read it.
+    # After all imports: that user may not be able to read the files.
     "shop".encode("idna")
     os.setgroups([])
     os.setgid(int(os.environ["CHAOS_USER"]))

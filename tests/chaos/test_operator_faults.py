@@ -1,7 +1,6 @@
-"""Operators that cross each other, whose clocks are off, and whose terminals die."""
+"""Operators that cross each other, whose clocks are wrong, and who are killed."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,11 @@ import anyio
 import pytest
 
 from fastapi_maintenance.changes import CannotDrainError, EnableOptions
+from fastapi_maintenance.fence import LOST_AFTER
 from fastapi_maintenance.switch import DrainOptions
-from tests.chaos.harness import HERE, ROOT, Operator, Service, until
+from tests.chaos.harness import Operator, Service, operate, told
+from tests.servers import ROOT
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 
@@ -23,8 +25,7 @@ pytestmark = pytest.mark.chaos
 def test_second_operator_takes_over(service: Service, operator: Operator) -> None:
     """The later one is waited for; the earlier is told that it was superseded."""
     (worker,) = service.start()
-    worker.begin("/slow?seconds=1.5")
-    until(lambda: service.running("slow"))
+    service.busy(worker, 1.5)
     first = operator.later()
     second = Operator(service).drain()
     assert first.result().outcome == "superseded"
@@ -34,8 +35,7 @@ def test_second_operator_takes_over(service: Service, operator: Operator) -> Non
 def test_second_operator_opens(service: Service, operator: Operator) -> None:
     """An operator who waits while another opens again is not told *drained*."""
     (worker,) = service.start()
-    worker.begin("/slow?seconds=1")
-    until(lambda: service.running("slow"))
+    service.busy(worker, 1)
     later = operator.later()
     Operator(service).off()
     report = later.result()
@@ -44,10 +44,10 @@ def test_second_operator_opens(service: Service, operator: Operator) -> None:
 
 
 @pytest.mark.parametrize("skew", [-60, 60])
-def test_clocks_off_around_a_window(
+def test_wrong_clocks_around_a_window(
     service: Service, operator: Operator, skew: int
 ) -> None:
-    """A fence rests on no clock: workers a minute off refuse all the same."""
+    """A drain relies on no clock: workers whose clock is a minute wrong refuse too."""
     (wrong,) = service.start(environment={"CHAOS_SKEW": str(skew)})
     (right,) = service.start()
     planned = EnableOptions(
@@ -61,57 +61,52 @@ def test_clocks_off_around_a_window(
     with service.load():
         report = operator.drain()
         assert report.outcome == "drained", report
-        assert wrong.get("/fast") == right.get("/fast") == 503
+        assert service.closed()
 
 
-@pytest.mark.parametrize("name", ["KILL", "STOP"])
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(signal.SIGKILL, None), (signal.SIGSTOP, "superseded")],
+    ids=["KILL", "STOP"],
+)
 def test_signals_in_the_middle_of_a_wait(
-    service: Service, operator: Operator, name: str
+    service: Service, number: int, outcome: str | None
 ) -> None:
     """A command that dies or stops while it waits blocks nothing and opens nothing."""
     (worker,) = service.start()
-    operator.settle(1)
-    worker.begin("/slow?seconds=1.5")
-    until(lambda: service.running("slow"))
-    line = [sys.executable, str(HERE / "operate.py"), service.url, "--timeout", "30"]
-    waiting = subprocess.Popen(
-        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
-    )
+    operator = service.settled()
+    service.busy(worker, 1.5)
+    waiting = operate(service, 30)
     try:
-        until(lambda: worker.get("/fast") == 503)
-        waiting.send_signal(signal.Signals[f"SIG{name}"])
-        report = Operator(service).drain()
+        until(service.closed)
+        waiting.send_signal(number)
+        report = operator.drain()
         assert report.outcome == "drained", report
     finally:
         waiting.send_signal(signal.SIGCONT)
-        told, _ = waiting.communicate()
-    assert worker.get("/fast") == 503
-    assert (name == "KILL") or json.loads(told)["outcome"] == "superseded"
+        answer = told(waiting)
+    assert service.closed()
+    assert answer.get("outcome") == outcome
 
 
-def test_stopped_coordinator(service: Service, operator: Operator) -> None:
+def test_stopped_coordinator(service: Service) -> None:
     """A command that was stopped for long does not take that for silence of workers."""
     (worker,) = service.start()
-    operator.settle(1)
-    worker.begin("/slow?seconds=9")
-    until(lambda: service.running("slow"))
-    line = [sys.executable, str(HERE / "operate.py"), service.url, "--timeout", "30"]
-    waiting = subprocess.Popen(
-        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
-    )
-    until(lambda: worker.get("/fast") == 503)
+    service.settled()
+    service.busy(worker, 9)
+    waiting = operate(service, 30)
+    until(service.closed)
     waiting.send_signal(signal.SIGSTOP)
-    time.sleep(6)
+    time.sleep(LOST_AFTER + 1)
     waiting.send_signal(signal.SIGCONT)
-    told, _ = waiting.communicate()
-    assert json.loads(told)["outcome"] == "drained", told
+    assert told(waiting)["outcome"] == "drained"
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "KILL"])
 def test_signals_in_the_middle_of_a_run(
     service: Service, operator: Operator, tmp_path: Path, name: str
 ) -> None:
-    """However a run ends, it opens nothing while its command may be at work."""
+    """However a run ends, it does not open while its command may be running."""
     (worker,) = service.start()
     script = tmp_path / "migrate.py"
     script.write_text(

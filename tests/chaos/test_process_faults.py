@@ -1,4 +1,4 @@
-"""Workers that die, stop, hang, fork and leave in the middle of their work."""
+"""Workers that are killed, stopped, blocked and forked while they work."""
 
 import os
 import signal
@@ -6,17 +6,18 @@ import time
 
 import pytest
 
-from tests.chaos.harness import Operator, Service, until
+from fastapi_maintenance.worker import STALE
+from tests.chaos.harness import Operator, Service
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 
 
-def test_kill_of_busy_worker(service: Service, operator: Operator) -> None:
+def test_kill_of_busy_worker(service: Service) -> None:
     """A worker that is killed is gone at once: only the others are waited for."""
     victim, _ = service.start(2)
-    operator.settle(2)
-    victim.begin("/slow?seconds=30")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(victim, 30)
     with service.load():
         later = operator.later()
         service.kill(victim)
@@ -27,13 +28,12 @@ def test_kill_of_busy_worker(service: Service, operator: Operator) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 1], ids=["idle", "busy"])
-def test_stopped_worker(service: Service, operator: Operator, seconds: float) -> None:
+def test_stopped_worker(service: Service, seconds: float) -> None:
     """A stopped worker is lost after five seconds, and refuses once it goes on."""
     sleeper, _ = service.start(2)
-    operator.settle(2)
+    operator = service.settled()
     if seconds:
-        sleeper.begin(f"/slow?seconds={seconds}")
-        until(lambda: service.running("slow"))
+        service.busy(sleeper, seconds)
     sleeper.signal(signal.SIGSTOP)
     report = operator.drain(30)
     assert report.outcome == "lost", report
@@ -48,39 +48,33 @@ def test_stopped_worker(service: Service, operator: Operator, seconds: float) ->
     assert operator.drain().outcome == "drained"
 
 
-def test_stopped_worker_that_goes_on_in_time(
-    service: Service, operator: Operator
-) -> None:
+def test_stopped_worker_that_goes_on_in_time(service: Service) -> None:
     """A worker that is stopped for less is waited for, with its work."""
     sleeper, _ = service.start(2)
-    operator.settle(2)
-    work = sleeper.begin("/slow?seconds=0.5")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    work = service.busy(sleeper, 0.5)
     sleeper.signal(signal.SIGSTOP)
     report = operator.drain(1.5)
     assert report.outcome == "busy", report
     assert str(sleeper.pid) in report.reason
     sleeper.signal(signal.SIGCONT)
     assert operator.drain().outcome == "drained"
-    work.join()
+    assert work.result()[0] == 200
 
 
 def test_worker_that_slept_through_a_switch(
     service: Service, operator: Operator
 ) -> None:
-    """A worker that was stopped decides its first request by the state of now."""
+    """A worker that was stopped decides its first requests by the present state."""
     sleeper, _ = service.start(2)
     for _ in range(3):
         sleeper.signal(signal.SIGSTOP)
-        # Two seconds: older than what it believes without a look at the store.
         operator.on()
-        time.sleep(1.2)
+        # Long enough that it must read the store before it admits a request.
+        time.sleep(STALE + 0.2)
         waiting = [sleeper.begin("/fast") for _ in range(8)]
-        before = len(list(service.spans()))
         sleeper.signal(signal.SIGCONT)
-        for thread in waiting:
-            thread.join()
-        assert len(list(service.spans())) == before
+        assert {answer.result()[0] for answer in waiting} == {503}
         operator.off()
         until(lambda: sleeper.get("/fast") == 200)
 
@@ -88,8 +82,7 @@ def test_worker_that_slept_through_a_switch(
 def test_blocked_event_loop(service: Service, operator: Operator) -> None:
     """A worker whose event loop is blocked is busy until it has done its work."""
     blocked, _ = service.start(2)
-    blocked.begin("/blocks?seconds=2")
-    until(lambda: service.running("block"))
+    service.busy(blocked, 2, "blocks")
     assert operator.drain(0.5).outcome == "busy"
     report = operator.drain()
     assert report.outcome == "drained", report
@@ -97,14 +90,11 @@ def test_blocked_event_loop(service: Service, operator: Operator) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(4, "drained"), (8, "lost")])
-def test_interpreter_lock_held(
-    service: Service, operator: Operator, seconds: int, outcome: str
-) -> None:
+def test_interpreter_lock_held(service: Service, seconds: int, outcome: str) -> None:
     """A worker in which not even the keeper can run is waited for, then lost."""
     held, _ = service.start(2)
-    operator.settle(2)
-    held.begin(f"/interpreter?seconds={seconds}")
-    until(lambda: service.running("interpreter"))
+    operator = service.settled()
+    service.busy(held, seconds, "interpreter")
     assert operator.drain(1).outcome == "busy"
     report = operator.drain(15)
     assert report.outcome == outcome, report
@@ -133,8 +123,7 @@ def test_child_that_outlives_its_parent(service: Service, operator: Operator) ->
     parent, _ = service.start(2)
     child = int(parent.read("/child")[1])
     try:
-        parent.begin("/slow?seconds=30")
-        until(lambda: service.running("slow"))
+        service.busy(parent, 30)
         service.kill(parent)
         os.kill(child, 0)
         report = operator.drain()
@@ -143,12 +132,11 @@ def test_child_that_outlives_its_parent(service: Service, operator: Operator) ->
         os.kill(child, signal.SIGKILL)
 
 
-def test_child_of_a_living_worker(service: Service, operator: Operator) -> None:
-    """A forked child, alive or gone, takes no proof of life from its parent."""
+def test_child_of_a_living_worker(service: Service) -> None:
+    """A forked child, alive or gone, does not make its parent look dead."""
     parent, _ = service.start(2)
-    operator.settle(2)
-    parent.begin("/slow?seconds=3")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(parent, 3)
     children = [int(parent.read("/child")[1]) for _ in range(3)]
     try:
         os.kill(children[0], signal.SIGKILL)
@@ -162,25 +150,22 @@ def test_child_of_a_living_worker(service: Service, operator: Operator) -> None:
 
 
 def test_termination_without_lifespan(service: Service, operator: Operator) -> None:
-    """A worker that knows no lifespan is counted to its end, and gone after it."""
+    """A worker without a lifespan is counted until it ends, and gone after that."""
     (worker,) = service.start(environment={"CHAOS_LIFESPAN": "0"})
     (other,) = service.start()
     assert other.get("/fast") == 200
-    worker.begin("/slow?seconds=1")
-    until(lambda: service.running("slow"))
+    service.busy(worker, 1)
     worker.signal(signal.SIGTERM)
-    later = operator.later()
-    report = later.result()
+    report = operator.drain()
     assert report.outcome == "drained", report
     assert worker.process.wait(10) is not None
     assert {worker.pid for worker in operator.drain().workers} == {other.pid}
 
 
 def test_start_during_maintenance(service: Service, operator: Operator) -> None:
-    """A worker that starts under maintenance refuses from its first request on."""
+    """A worker that starts under maintenance refuses from its first request."""
     service.start()
     assert operator.drain().outcome == "drained"
     (late,) = service.start()
     (lazy,) = service.start(environment={"CHAOS_LIFESPAN": "0"})
-    assert late.get("/fast") == 503
-    assert lazy.get("/fast") == 503
+    assert late.get("/fast") == lazy.get("/fast") == 503

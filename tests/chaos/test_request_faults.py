@@ -1,22 +1,22 @@
-"""Requests that are cut off, cancelled, long, and what they leave to others."""
+"""Requests that are cut off, cancelled or long, and the work that they leave."""
 
 import contextlib
 import socket
-import threading
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.chaos.harness import Instance, Operator, Service, until
+from tests.chaos.harness import Instance, Operator, Service, in_background
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 
 
-def test_client_disconnects_in_a_stream(service: Service, operator: Operator) -> None:
-    """A stream whose client has left gives its count back, and holds nothing up."""
+def test_client_disconnects_in_a_stream(service: Service) -> None:
+    """A stream whose client has left is no longer counted, and blocks no drain."""
     (worker,) = service.start()
-    operator.settle(1)
+    operator = service.settled()
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", worker.port)) as client:
             client.sendall(b"GET /stream?chunks=600 HTTP/1.1\r\nHost: shop\r\n\r\n")
@@ -26,12 +26,11 @@ def test_client_disconnects_in_a_stream(service: Service, operator: Operator) ->
     assert report.seconds < 5
 
 
-def test_cancelled_while_a_thread_works(service: Service, operator: Operator) -> None:
+def test_cancelled_while_a_thread_works(service: Service) -> None:
     """A cancelled request is counted until its thread has really ended."""
     (worker,) = service.start()
-    operator.settle(1)
-    worker.begin("/cancelled?seconds=2")
-    until(lambda: service.running("cancelled"))
+    operator = service.settled()
+    service.busy(worker, 2, "cancelled")
     report = operator.drain()
     assert report.outcome == "drained", report
     assert report.seconds > 1
@@ -53,18 +52,15 @@ def test_late_work_of_a_request(
 
 
 @pytest.mark.parametrize("protocol", ["websockets", "websockets-sansio", "wsproto"])
-def test_close_after_closes_websockets(
-    service: Service, operator: Operator, protocol: str
-) -> None:
-    """A WebSocket that would not end is closed with 1012, and the drain ends."""
+def test_close_after_closes_websockets(service: Service, protocol: str) -> None:
+    """A WebSocket that does not end is closed with 1012, and the drain ends."""
     (worker,) = service.start(command=("uvicorn", "--ws", protocol))
-    operator.settle(1)
+    operator = service.settled()
     with _socket(worker) as idle, _socket(worker) as talking:
         _echo(talking)
         report = operator.drain(0.3)
         assert report.outcome == "busy", report
-        talker = threading.Thread(target=_talk, args=(talking,))
-        talker.start()
+        talker = in_background(lambda: _talk(talking))
         report = operator.drain(5, close_after=0.5)
         assert report.outcome == "drained", report
         assert report.seconds >= 0.4
@@ -72,13 +68,13 @@ def test_close_after_closes_websockets(
             idle.recv(5)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-        talker.join()
+        talker.result()
 
 
-def test_close_after_reaches_idle_workers(service: Service, operator: Operator) -> None:
-    """A worker that no request tells of the change hears of it from its keeper."""
+def test_close_after_reaches_idle_workers(service: Service) -> None:
+    """A worker without requests learns of the change from its keeper."""
     quiet, _ = service.start(2)
-    operator.settle(2)
+    operator = service.settled()
     with _socket(quiet) as idle:
         report = operator.drain(5, close_after=0)
         assert report.outcome == "drained", report
@@ -87,38 +83,27 @@ def test_close_after_reaches_idle_workers(service: Service, operator: Operator) 
             idle.recv(5)
 
 
-def test_close_after_tells_streams(service: Service, operator: Operator) -> None:
-    """A stream that waits for it ends by itself, with its last words."""
+def test_close_after_tells_streams(service: Service) -> None:
+    """A stream that waits for closing ends by itself, with its last chunk."""
     (worker,) = service.start()
-    operator.settle(1)
-    answers: list[tuple[int, bytes]] = []
-    reader = threading.Thread(target=lambda: answers.append(worker.read("/events")))
-    reader.start()
+    operator = service.settled()
+    answer = worker.begin("/events")
     until(lambda: service.running("events"))
     assert operator.drain(0.5).outcome == "busy"
     report = operator.drain(5, close_after=0.2)
     assert report.outcome == "drained", report
-    reader.join()
-    assert answers == [(200, b"begunended")]
+    assert answer.result() == (200, b"first,last")
 
 
-def test_close_after_leaves_sync_work_alone(
-    service: Service, operator: Operator
-) -> None:
+def test_close_after_leaves_sync_work_alone(service: Service) -> None:
     """Work in a thread is never interrupted, however long it takes."""
     (worker,) = service.start()
-    operator.settle(1)
-    answers: list[int] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(worker.get("/sync?seconds=2"))
-    )
-    thread.start()
-    until(lambda: service.running("sync"))
+    operator = service.settled()
+    work = service.busy(worker, 2, "sync")
     report = operator.drain(5, close_after=0)
     assert report.outcome == "drained", report
     assert report.seconds > 1
-    thread.join()
-    assert answers == [200]
+    assert work.result()[0] == 200
 
 
 def _socket(worker: Instance) -> ClientConnection:

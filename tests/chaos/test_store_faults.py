@@ -1,4 +1,4 @@
-"""Directories and files that vanish, break, fill up and belong to another user."""
+"""Directories and files that are deleted, damaged, full or another user's."""
 
 import contextlib
 import json
@@ -7,26 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from fastapi_maintenance import StoreError
-from tests.chaos.harness import HERE, ROOT, Operator, Service, until
+from tests.chaos.harness import Operator, Service, in_background, operate, told
+from tests.servers import ROOT
+from tests.stores.children import NOBODY, needs_root
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 
-NOBODY = 65534
-
-as_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root: other users, mounts"
-)
-
 
 def remove(folder: Path) -> None:
-    """Remove a directory, whatever workers put back into it."""
+    """Remove a directory, even while workers write to it."""
 
     def removed() -> bool:
         done = False
@@ -38,69 +34,67 @@ def remove(folder: Path) -> None:
     until(removed)
 
 
-def test_deleted_run_directory(
-    service: Service, operator: Operator, state: Path
-) -> None:
-    """Workers whose reports were deleted come back, and are waited for as before."""
-    busy, _ = service.start(2)
-    operator.settle(2)
-    busy.begin("/slow?seconds=2.5")
-    until(lambda: service.running("slow"))
+LOSSES = pytest.mark.parametrize("what", ["run", "."], ids=["reports", "everything"])
+
+
+@LOSSES
+def test_deleted_while_waiting(service: Service, state: Path, what: str) -> None:
+    """A wait that saw all workers survives the loss of the directory."""
+    busy, other = service.start(2)
+    operator = service.settled()
+    service.busy(busy, 2.5)
     later = operator.later()
-    remove(state / "run")
+    until(lambda: other.get("/fast") == 503)
+    remove(state / what)
     later.looks_again("busy")
     report = later.result()
     assert report.outcome == "drained", report
     assert report.seconds > 1
-    # Another coordinator has not seen who was there.
+    assert service.closed()
+    # Another coordinator has not seen which workers there were.
     report = operator.drain()
     assert report.outcome == "lost", report
     assert report.seconds < 1
     assert "--workers N" in report.reason
-    # The woken worker reports first, and testifies right after it.
+    # Each worker reports first, and testifies right after it.
     until(lambda: operator.drain(workers=2).drained and operator.drain().drained)
 
 
-@pytest.mark.parametrize("what", ["run", "."], ids=["reports", "everything"])
-def test_deleted_again_and_again(
-    service: Service, operator: Operator, state: Path, what: str
-) -> None:
+@LOSSES
+def test_deleted_again_and_again(service: Service, state: Path, what: str) -> None:
     """Deletions in the middle of looks hide no request from any coordinator."""
     busy, _ = service.start(2)
-    operator.settle(2)
-    busy.begin("/slow?seconds=4")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    work = service.busy(busy, 5)
     operator.on()
-    told: list[str] = []
 
-    def drain() -> None:
-        with contextlib.suppress(StoreError):
-            told.append(Operator(service).drain(1).outcome)
-
-    while service.running("slow"):
-        threads = [threading.Thread(target=drain) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for _ in range(20):
-            remove(state / what)
+    outcomes: list[str] = []
+    while not work.done():
+        drains = [in_background(lambda: Operator(service).drain(1)) for _ in range(3)]
+        while not all(drain.done() for drain in drains):
+            shutil.rmtree(state / what, ignore_errors=True)
             time.sleep(0.01)
-        for thread in threads:
-            thread.join()
-    assert "drained" not in told[:-3]
+        assert all(isinstance(d.exception(), StoreError | None) for d in drains)
+        if not work.done():
+            outcomes += [d.result().outcome for d in drains if not d.exception()]
+    assert work.result()[0] == 200
+    # While the request ran, some drains had an outcome, and none was *drained*.
+    assert outcomes
+    assert "drained" not in outcomes
     until(lambda: operator.drain(workers=2).outcome == "drained")
     assert busy.get("/fast") == 503
 
 
-def test_deleted_run_directory_and_stopped_worker(
-    service: Service, operator: Operator, state: Path
+@LOSSES
+def test_deleted_beside_a_stopped_worker(
+    service: Service, state: Path, what: str
 ) -> None:
-    """A worker that cannot come back is never passed over."""
+    """A worker that cannot come back is never ignored."""
     sleeper, other = service.start(2)
-    operator.settle(2)
-    sleeper.begin("/slow?seconds=0.5")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(sleeper, 0.5)
     sleeper.signal(signal.SIGSTOP)
-    remove(state / "run")
+    remove(state / what)
     # No list is no answer, and one that was made again is not complete.
     assert operator.drain(2).outcome in {"lost", "too_few"}
     until(lambda: list(state.glob(f"run/default/{other.pid}-*.json")))
@@ -109,21 +103,19 @@ def test_deleted_run_directory_and_stopped_worker(
     assert report.seconds < 2
     assert "--workers N" in report.reason
     assert operator.drain(2, workers=2).outcome == "too_few"
+    assert other.get("/fast") == 503
     sleeper.signal(signal.SIGCONT)
     report = operator.drain(workers=2)
     assert report.outcome == "drained", report
+    assert service.closed()
     assert operator.drain().outcome == "drained"
 
 
-def test_deleted_run_directory_and_cold_worker(
-    service: Service, operator: Operator, state: Path
-) -> None:
+def test_deleted_run_directory_and_cold_worker(service: Service, state: Path) -> None:
     """A list that a new worker makes after a loss is not complete for long."""
-    service.start(2)
-    operator.settle(2)
-    (first,) = service.instances[:1]
-    first.begin("/slow?seconds=6")
-    until(lambda: service.running("slow"))
+    first, _ = service.start(2)
+    operator = service.settled()
+    service.busy(first, 6)
     first.signal(signal.SIGSTOP)
     # It starts without a list, before the other one has noticed.
     remove(state / "run")
@@ -138,67 +130,27 @@ def test_deleted_run_directory_and_cold_worker(
 def test_deleted_state_directory(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A state that was deleted under maintenance is written back, and holds."""
-    first, second = service.start(2)
+    """A state that was deleted under maintenance is written back and stays on."""
+    service.start(2)
     assert operator.drain().outcome == "drained"
-    assert first.get("/fast") == second.get("/fast") == 503
+    assert service.closed()
     with service.load(served=False):
         remove(state)
         until((state / "default.json").exists)
         assert json.loads((state / "default.json").read_text())["message"] == "chaos"
-    assert first.get("/fast") == second.get("/fast") == 503
+    assert service.closed()
     operator.off()
-    until(lambda: first.get("/fast") == second.get("/fast") == 200)
-
-
-def test_deleted_state_directory_while_waiting(
-    service: Service, operator: Operator, state: Path
-) -> None:
-    """A wait that saw all workers outlives the loss of everything."""
-    busy, other = service.start(2)
-    operator.settle(2)
-    busy.begin("/slow?seconds=2.5")
-    until(lambda: service.running("slow"))
-    later = operator.later()
-    until(lambda: other.get("/fast") == 503)
-    remove(state)
-    later.looks_again("busy")
-    report = later.result()
-    assert report.outcome == "drained", report
-    assert report.seconds > 1
-    assert busy.get("/fast") == other.get("/fast") == 503
-
-
-def test_deleted_state_directory_and_stopped_worker(
-    service: Service, operator: Operator, state: Path
-) -> None:
-    """A new directory knows nothing, and yet no worker of the old one is forgotten."""
-    sleeper, other = service.start(2)
-    operator.settle(2)
-    sleeper.begin("/slow?seconds=0.5")
-    until(lambda: service.running("slow"))
-    sleeper.signal(signal.SIGSTOP)
-    remove(state)
-    assert operator.drain(2).outcome in {"lost", "too_few"}
-    until(lambda: list(state.glob(f"run/default/{other.pid}-*.json")))
-    assert operator.drain(2).outcome == "lost"
-    assert other.get("/fast") == 503
-    sleeper.signal(signal.SIGCONT)
-    until(lambda: not service.running("slow"))
-    report = operator.drain(workers=2)
-    assert report.outcome == "drained", report
-    assert sleeper.get("/fast") == 503
+    until(service.open)
 
 
 def test_restored_state_directory(
-    service: Service, operator: Operator, state: Path, tmp_path: Path
+    service: Service, state: Path, tmp_path: Path
 ) -> None:
-    """A backup that is put back does not open what was closed since."""
+    """Restoring a backup does not end maintenance that was switched on later."""
     busy, other = service.start(2)
-    operator.settle(2)
+    operator = service.settled()
     shutil.copytree(state, tmp_path / "backup", copy_function=copy_readable)
-    busy.begin("/slow?seconds=2.5")
-    until(lambda: service.running("slow"))
+    service.busy(busy, 2.5)
     later = operator.later()
     until(lambda: other.get("/fast") == 503)
     with service.load(served=False):
@@ -208,17 +160,14 @@ def test_restored_state_directory(
         report = later.result()
         assert report.outcome in {"drained", "superseded"}, report
         until(lambda: '"enabled": true' in (state / "default.json").read_text())
-    assert busy.get("/fast") == other.get("/fast") == 503
+    assert service.closed()
 
 
-def test_deleted_report_of_stopped_worker(
-    service: Service, operator: Operator, state: Path
-) -> None:
-    """A report that a cleaner deleted is not taken for a worker that has left."""
+def test_deleted_report_of_stopped_worker(service: Service, state: Path) -> None:
+    """A worker whose report was deleted does not count as one that has left."""
     sleeper, _ = service.start(2)
-    operator.settle(2)
-    sleeper.begin("/slow?seconds=0.5")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(sleeper, 0.5)
     sleeper.signal(signal.SIGSTOP)
     (report_file,) = state.glob(f"run/default/{sleeper.pid}-*.json")
     report_file.unlink()
@@ -230,12 +179,11 @@ def test_deleted_report_of_stopped_worker(
     assert operator.drain(workers=2).outcome == "drained"
 
 
-def test_deleted_locks(service: Service, operator: Operator, state: Path) -> None:
-    """A lock file that a cleaner deleted proves no death, and comes back."""
+def test_deleted_locks(service: Service, state: Path) -> None:
+    """A deleted lock file proves no death, and is made again."""
     busy, _ = service.start(2)
-    operator.settle(2)
-    busy.begin("/slow?seconds=3")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(busy, 3)
     later = operator.later()
     for _ in range(5):
         for lock in state.glob("run/default/*.lock"):
@@ -250,14 +198,11 @@ def test_deleted_locks(service: Service, operator: Operator, state: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [0, 20])
-def test_truncated_list_of_workers(
-    service: Service, operator: Operator, state: Path, size: int
-) -> None:
-    """A truncated list ends no worker, hides no request and opens nothing."""
-    first, second = service.start(2)
-    operator.settle(2)
-    first.begin("/slow?seconds=2")
-    until(lambda: service.running("slow"))
+def test_truncated_list_of_workers(service: Service, state: Path, size: int) -> None:
+    """A truncated list of workers hides no request and opens nothing."""
+    first, _ = service.start(2)
+    operator = service.settled()
+    service.busy(first, 2)
     with service.load():
         later = operator.later()
         os.truncate(state / "run" / "default" / "members.json", size)
@@ -267,52 +212,43 @@ def test_truncated_list_of_workers(
         until(lambda: operator.drain().outcome == "lost")
         report = operator.drain(workers=2)
         assert report.outcome == "drained", report
-    assert first.get("/fast") == second.get("/fast") == 503
+    assert service.closed()
 
 
 @pytest.mark.parametrize("size", [0, 20])
-def test_truncated_reports(
-    service: Service, operator: Operator, state: Path, size: int
-) -> None:
-    """A truncated report says nothing until its worker repeats it."""
-    first, second = service.start(2)
-    operator.settle(2)
-    first.begin("/slow?seconds=2")
-    until(lambda: service.running("slow"))
+def test_truncated_reports(service: Service, state: Path, size: int) -> None:
+    """A truncated report is waited for until its worker writes it again."""
+    first, _ = service.start(2)
+    operator = service.settled()
+    service.busy(first, 2)
     later = operator.later()
     for path in state.glob("run/default/*-*.json"):
         with contextlib.suppress(FileNotFoundError):
             os.truncate(path, size)
     report = later.result()
     assert report.outcome == "drained", report
-    assert first.get("/fast") == second.get("/fast") == 503
+    assert service.closed()
 
 
-def test_corrupt_state_while_waiting(
-    service: Service, operator: Operator, state: Path
-) -> None:
+def test_corrupt_state_while_waiting(service: Service, state: Path) -> None:
     """A state that cannot be read any more opens nothing, and is not *drained*."""
     busy, other = service.start(2)
-    operator.settle(2)
-    busy.begin("/slow?seconds=1")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(busy, 1)
     later = operator.later(3)
     until(lambda: other.get("/fast") == 503)
     (state / "default.json").write_text('{"enabled": fal')
     report = later.result()
     assert report.outcome == "unknown", report
-    assert busy.get("/fast") == other.get("/fast") == 503
+    assert service.closed()
     assert operator.drain().outcome == "drained"
 
 
-def test_edited_by_hand_while_waiting(
-    service: Service, operator: Operator, state: Path
-) -> None:
-    """A person who opens it in the state file is obeyed, and the wait says so."""
+def test_edited_by_hand_while_waiting(service: Service, state: Path) -> None:
+    """Editing the state file opens the service, and supersedes the wait."""
     busy, other = service.start(2)
-    operator.settle(2)
-    busy.begin("/slow?seconds=1")
-    until(lambda: service.running("slow"))
+    operator = service.settled()
+    service.busy(busy, 1)
     later = operator.later(5)
     until(lambda: other.get("/fast") == 503)
     (state / "default.json").write_text('{"enabled": false}')
@@ -320,61 +256,60 @@ def test_edited_by_hand_while_waiting(
     assert later.result().outcome == "superseded"
 
 
-@as_root
+@needs_root
 def test_counted_and_uncounted_worker(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A worker that cannot be counted is not passed over beside one that can."""
+    """A worker that cannot be counted is not ignored beside one that can."""
     service.start()
     read_only = f"mount --bind {state} {state} && mount -o remount,bind,ro {state}"
     (aside,) = service.start(inside=_mounted(read_only))
-    aside.begin("/slow?seconds=30")
-    until(lambda: service.running("slow"))
+    service.busy(aside, 30)
     report = operator.drain(1)
     assert report.outcome == "unknown", report
-    # It does not acknowledge, so that the wait does not wait for it.
-    until(lambda: aside.get("/fast") == 503)
+    until(service.closed)
     service.kill(aside)
     assert operator.drain().outcome == "drained"
 
 
-@as_root
+@needs_root
 def test_read_only_directory(service: Service, operator: Operator, state: Path) -> None:
-    """On a read-only file system a worker serves, obeys, and is known as uncounted."""
+    """On a read-only file system a worker obeys, and counts as uncounted."""
     operator.on()
     operator.off()
     read_only = f"mount --bind {state} {state} && mount -o remount,bind,ro {state}"
     (worker,) = service.start(inside=_mounted(read_only))
     assert worker.get("/fast") == 200
     assert operator.drain(1).outcome == "unknown"
-    assert worker.get("/fast") == 503
+    # Nothing waits for a worker that is not counted.
+    until(service.closed)
     operator.off()
-    assert worker.get("/fast") == 200
+    until(service.open)
 
 
-@as_root
+@needs_root
 def test_workers_of_different_users(
     service: Service, operator: Operator, state: Path
 ) -> None:
-    """A worker of a user without rights obeys, and a drain does not pass over it."""
+    """A worker of a user without rights obeys, and a drain does not ignore it."""
     service.start()
     (stranger,) = service.start(environment={"CHAOS_USER": str(NOBODY)})
     assert stranger.get("/fast") == 200
     report = operator.drain(1)
     assert report.outcome == "unknown", report
-    assert stranger.get("/fast") == 503
+    until(service.closed)
 
 
-@as_root
+@needs_root
 def test_foreign_owned_directory(service: Service, state: Path) -> None:
-    """Another user's command is told that it cannot set anything."""
+    """Another user's command is told that it cannot change the state."""
     service.start()
-    told = _operate(["--timeout", "1"], service, user=NOBODY)
-    assert told["error"].startswith("cannot set maintenance"), told
-    assert "run as the directory's owner" in told["error"]
+    answer = told(operate(service, 1, user=NOBODY))
+    assert answer["error"].startswith("cannot set maintenance"), answer
+    assert "run as the directory's owner" in answer["error"]
 
 
-@as_root
+@needs_root
 def test_directory_of_another_user(service: Service, state: Path) -> None:
     """A command run by root stays out of the directory of a service's own user."""
     os.chown(state.parent, NOBODY, NOBODY)
@@ -391,12 +326,12 @@ def test_directory_of_another_user(service: Service, state: Path) -> None:
     assert done.returncode == 14, done
     assert "sudo -u" in done.stderr
     assert {path.stat().st_uid for path in (state, *made)} == {NOBODY}
-    told = _operate(["--timeout", "8"], service, user=NOBODY)
-    assert told["outcome"] == "drained", told
+    answer = told(operate(service, 8, user=NOBODY))
+    assert answer["outcome"] == "drained", answer
     assert worker.get("/fast") == 503
 
 
-@as_root
+@needs_root
 def test_full_directory(service: Service, state: Path) -> None:
     """On a full disk the present state stands; with room again it can be set."""
     state.mkdir()
@@ -405,8 +340,8 @@ def test_full_directory(service: Service, state: Path) -> None:
     inside = ["nsenter", "-m", "-t", str(worker.pid)]
     fill = [*inside, "dd", "if=/dev/zero", f"of={state}/full", "bs=1k"]
     assert subprocess.run(fill, capture_output=True, check=False).returncode != 0
-    told = _operate(["--timeout", "1"], service, inside=inside)
-    assert "no space left on device" in told["error"], told
+    answer = told(operate(service, 1, inside=inside))
+    assert "no space left on device" in answer["error"], answer
     assert worker.get("/fast") == 200
     subprocess.run([*inside, "rm", f"{state}/full"], check=True)
     # A worker that could not report is counted again within a second.
@@ -414,25 +349,24 @@ def test_full_directory(service: Service, state: Path) -> None:
     assert worker.get("/fast") == 503
 
 
-@as_root
-def test_hidden_proc(service: Service, operator: Operator) -> None:
+@needs_root
+def test_hidden_proc(service: Service) -> None:
     """Without the process table, the locks of a directory prove who is gone."""
     worker, victim = service.start(2)
-    operator.settle(2)
-    worker.begin("/slow?seconds=4")
-    victim.begin("/slow?seconds=30")
-    until(lambda: service.running("slow", 2))
+    service.settled()
+    service.busy(worker, 4)
+    service.busy(victim, 30)
     hidden = _mounted("mount -t tmpfs none /proc")
-    told = _operate(["--timeout", "0.5"], service, inside=hidden)
-    assert told["outcome"] == "busy", told
+    answer = told(operate(service, 0.5, inside=hidden))
+    assert answer["outcome"] == "busy", answer
     service.kill(victim)
-    told = _operate(["--timeout", "10"], service, inside=hidden)
-    assert told["outcome"] == "drained", told
+    answer = told(operate(service, 10, inside=hidden))
+    assert answer["outcome"] == "drained", answer
     assert not service.running("slow")
 
 
 def test_new_release_directory(service: Service, tmp_path: Path) -> None:
-    """Workers move to the directory of a new release, and take the state with them."""
+    """Workers move to the directory of a new release, and copy the state to it."""
     releases = [tmp_path / "1", tmp_path / "2"]
     for release in releases:
         release.mkdir()
@@ -456,8 +390,8 @@ def test_new_release_directory(service: Service, tmp_path: Path) -> None:
 
 def drained(service: Service, inside: list[str]) -> bool:
     """Tell whether a drain from a process of its own ends well."""
-    told = _operate(["--timeout", "5"], service, inside=inside)
-    return told.get("outcome") == "drained"
+    answer = told(operate(service, 5, inside=inside))
+    return answer.get("outcome") == "drained"
 
 
 def copy_readable(source: str, target: str) -> None:
@@ -475,28 +409,3 @@ def _swap(link: Path, target: Path) -> None:
 def _mounted(command: str) -> list[str]:
     """Return what runs a command in a mount namespace of its own."""
     return ["unshare", "-m", "sh", "-c", f'{command} && exec "$@"', "sh"]
-
-
-def _operate(
-    options: list[str],
-    service: Service,
-    *,
-    inside: list[str] | None = None,
-    user: int | None = None,
-) -> dict[str, str]:
-    """Drain from a process of its own, and return what it was told."""
-    line = [*(inside or []), sys.executable, str(HERE / "operate.py"), service.url]
-    done = subprocess.run(
-        [*line, *options],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            **({} if user is None else {"CHAOS_USER": str(user)}),
-        },
-        capture_output=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    told: dict[str, str] = json.loads(done.stdout)
-    return told

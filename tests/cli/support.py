@@ -3,27 +3,25 @@
 import contextlib
 import json
 import os
-import select
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 from typer.testing import CliRunner, Result
 
 from fastapi_maintenance import FileStore, MaintenanceState
 from fastapi_maintenance.cli.app import app
+from fastapi_maintenance.cli.target import IF_RUNNING
 from fastapi_maintenance.fence import Membership, WorkerReport
 from fastapi_maintenance.switch import Switch
-
-T = TypeVar("T")
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
@@ -82,19 +80,15 @@ def lines(result: Result) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def eventually(ask: Callable[[], T], message: str = "not in time") -> T:
-    """Ask until the answer is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, message
-        select.select([], [], [], 0.01)
-    return answer
-
-
 def state(folder: Path, name: str = "default") -> MaintenanceState:
     """Return what is published in a folder's store."""
     found = FileStore(folder / ".fastapi-maintenance").read(name)
     return found or MaintenanceState()
+
+
+def on_now(folder: Path) -> bool:
+    """Tell whether maintenance is in force."""
+    return state(folder).in_force(datetime.now(UTC))
 
 
 def run_dir(folder: Path, name: str = "default") -> Path:
@@ -192,7 +186,8 @@ class Member:
 def _no_worker(folder: Path, member: Member) -> tuple[int, str]:
     member.leave()
     return 13, (
-        "no worker has joined; start the service, or add --workers 0 if it is stopped"
+        "no worker has joined; start the service, or add --workers 0 if it is stopped;"
+        f" {IF_RUNNING}"
     )
 
 
@@ -208,7 +203,7 @@ def _incomplete(folder: Path, member: Member) -> tuple[int, str]:
 
 def _uncounted(folder: Path, member: Member) -> tuple[int, str]:
     member.switch.worker.mark_uncounted("it is only a test")
-    eventually(lambda: member.store.roster("default").workers[0].uncounted)
+    until(lambda: member.store.roster("default").workers[0].uncounted)
     return 15, "some workers cannot be counted; see their logs for the reason"
 
 

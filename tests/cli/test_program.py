@@ -1,6 +1,8 @@
 """The program itself: how it starts, what it needs, and what it leaves alone."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +28,8 @@ from fastapi_maintenance.cli.signals import (
 )
 from fastapi_maintenance.fence import Outcome
 from fastapi_maintenance.state import first_problem
-from tests.cli.support import ENVIRONMENT, PATIENCE, Member, call, invoke, lines
+from tests.cli.support import ENVIRONMENT, ROOT, Member, call, invoke, lines
+from tests.waiting import PATIENCE
 
 COMMANDS = "on", "off", "wait", "status", "run", "forget", "routes", "schema"
 
@@ -248,7 +251,8 @@ def test_a_command_that_has_gone_is_not_asked_for_its_group(
 
 SQL = {
     "no store": ((), "only an SQL store has tables; name it, such as --store postgre"),
-    "a directory": (("--store", "file:x"), "only an SQL store has tables"),
+    "a directory": (("--store", "file:x"), "not a database URL; use postgresql+psyc"),
+    "Redis": (("--store", "redis://x"), "unknown database 'redis'; use postgresql+"),
 }
 
 
@@ -272,6 +276,46 @@ def test_a_schema_is_shown_without_a_connection() -> None:
     assert "CREATE TABLE" in str(line["sql"])
 
 
+SHOP = """
+from fastapi import FastAPI
+
+app = FastAPI()
+"""
+
+
+def keys_of(value: object) -> set[str]:
+    """Return the keys of a JSON value and of all that is in it but a stored state."""
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    if not isinstance(value, dict):
+        return set()
+    return {*value, *keys_of([part for key, part in value.items() if key != "state"])}
+
+
+def test_every_key_of_the_json_is_documented(folder: Path, member: Member) -> None:
+    """A script can rely on what the page says: each event, and each of its keys."""
+    (folder / "documented_shop.py").write_text(SHOP)
+    written = ""
+    with member.busy():
+        for words in (
+            ("on", "--read-only", "--bypass"),
+            ("on",),
+            ("on", "--wait", "--timeout", "0.7"),
+            ("status",),
+            ("forget", "--lost-for", "1h"),
+            ("routes", "documented_shop:app"),
+            ("schema", "--store", "postgresql+psycopg://nowhere/shop"),
+        ):
+            written += invoke(words[0], "--json", *words[1:]).stdout
+    written += invoke("run", "--json", "true").stderr
+    events = [json.loads(line) for line in written.splitlines()]
+    page = (ROOT / "docs" / "cli.md").read_text().partition("## For scripts")[2]
+    documented = set(re.findall(r"`([a-z_]+)`", page))
+    assert {event["event"] for event in events} <= documented
+    assert keys_of(events) - {"event"} <= documented
+    assert len({event["event"] for event in events}) == 9
+
+
 def test_every_outcome_has_a_code() -> None:
     """Each outcome of a drain ends a command with its own code."""
     codes = {outcome: ExitCode.of(outcome) for outcome in get_args(Outcome)}
@@ -282,7 +326,7 @@ def test_every_outcome_has_a_code() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"message": "\n"}, "--message must have 1 to 2000 characters"),
+        ({"message": "\n"}, "--message must not be blank"),
         ({"retry_after": -1}, "--retry-after must be 0 to"),
         ({"read_only": 3}, "--read-only should be a valid boolean, not 3"),
     ],

@@ -4,7 +4,6 @@ import json
 import signal
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -15,18 +14,18 @@ from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.state import OPERATOR
 from tests.cli.support import (
     OBSTACLES,
-    PATIENCE,
     Member,
     broken,
     call,
     change_list,
-    eventually,
     invoke,
+    on_now,
     program,
     run_dir,
     started,
     state,
 )
+from tests.waiting import PATIENCE, until
 
 STUBBORN = """
 import pathlib, signal, time
@@ -48,14 +47,9 @@ from fastapi_maintenance import FileStore
 from fastapi_maintenance.switch import Switch
 
 switch = Switch(FileStore(".fastapi-maintenance"), "default")
-switch.join_now()
+switch.join_blocking()
 time.sleep(60)
 """
-
-
-def on_now(folder: Path) -> bool:
-    """Tell whether maintenance is in force."""
-    return state(folder).in_force(datetime.now(UTC))
 
 
 def script(folder: Path, text: str) -> list[str]:
@@ -182,7 +176,10 @@ def test_on_before_stays_on_afterwards(folder: Path) -> None:
     invoke("on", "--message", "mine", "--read-only")
     result = invoke("run", "true")
     assert result.exit_code == 0
-    assert "maintenance stays on: others hold it" in result.stderr
+    assert result.stderr.endswith(
+        "The command succeeded; maintenance stays on: an operator had switched it on,"
+        " `fastapi-maintenance off` opens it.\n"
+    )
     assert on_now(folder)
     assert state(folder).message == "mine"
     assert state(folder).read_only
@@ -195,8 +192,11 @@ def test_overlapping_runs_each_hold_it(folder: Path) -> None:
     with started(
         program("run", "sh", "-c", "while ! test -e go; do sleep 0.02; done"), folder
     ) as process:
-        eventually(lambda: state(folder).enabled and len(state(folder).holders) == 1)
-        assert call("run", "true", cwd=folder).returncode == 0
+        until(lambda: state(folder).enabled and len(state(folder).holders) == 1)
+        result = call("run", "true", cwd=folder)
+        assert result.returncode == 0
+        (holder,) = state(folder).holders
+        assert f"maintenance stays on: held by {holder}.\n" in result.stderr
         assert on_now(folder)
         assert invoke("off").exit_code == 2
         (folder / "go").touch()
@@ -226,7 +226,7 @@ def test_a_signal_before_the_command_starts_leaves_it_on(
 def test_signals_are_handed_on_and_never_open(folder: Path) -> None:
     """The command hears all three; its success after them does not open."""
     with started(program("run", *script(folder, STUBBORN)), folder) as process:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
@@ -243,7 +243,7 @@ def test_a_command_that_a_signal_ends_leaves_it_on(folder: Path) -> None:
     """TERM reaches the command, and the code is 128 and its number."""
     words = program("run", "sh", "-c", "touch ready; exec sleep 30")
     with started(words, folder) as process:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
@@ -257,7 +257,7 @@ def test_what_is_ignored_from_the_start_stays_ignored(folder: Path) -> None:
     text = "touch ready; while ! test -e go; do sleep 0.02; done"
     words = ["nohup", *program("run", "sh", "-c", text)]
     with started(words, folder) as process:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         process.send_signal(signal.SIGHUP)
         (folder / "go").touch()
         assert process.wait(PATIENCE) == 0
@@ -269,7 +269,7 @@ def test_killed_in_the_middle_it_is_held_until_forced(folder: Path) -> None:
     """KILL leaves the hold, so that `off` does not open under the orphaned command."""
     words = program("run", "sh", "-c", "touch ready; exec sleep 1")
     with started(words, folder) as process:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         process.kill()
         process.wait(PATIENCE)
     assert on_now(folder)
@@ -281,7 +281,7 @@ def test_a_hold_that_was_taken_away_is_told(folder: Path, member: Member) -> Non
     """Forced off while the command ran: its end says so, and publishes nothing."""
     text = "touch ready; while ! test -e go; do sleep 0.02; done"
     with started(program("run", "sh", "-c", text), folder) as process:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         assert invoke("off", "--force").exit_code == 0
         other = EnableOptions(message="other", actor="another")
         anyio.run(member.switch.enable, other)
@@ -293,16 +293,22 @@ def test_a_hold_that_was_taken_away_is_told(folder: Path, member: Member) -> Non
     assert state(folder).epoch == epoch
 
 
-@pytest.mark.parametrize(("ending", "code"), [("true", 125), ("exit 3", 3)])
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("true", 125, "has succeeded, do not run it again; only opening failed"),
+        ("exit 3", 3, "the command ended with exit code 3"),
+    ],
+)
 def test_a_store_that_breaks_under_the_command_stays_on(
-    folder: Path, ending: str, code: int
+    folder: Path, ending: str, code: int, said: str
 ) -> None:
-    """A success that cannot open is 125, never 0; a failure keeps its own code."""
+    """A success that cannot open is 125, and is told apart from one never started."""
     path = folder / ".fastapi-maintenance" / "default.json"
     text = f"rm {path}; mkdir {path}; {ending}"
     result = invoke("run", "--init", "--workers", "0", "sh", "-c", text)
     assert result.exit_code == code
-    assert "maintenance stays on and held" in result.stderr
+    assert f"{said}; maintenance stays on and held" in result.stderr
     assert "off --force" in result.stderr
     path.rmdir()
 
@@ -367,7 +373,9 @@ def test_init_is_for_run_too(tmp_path: Path) -> None:
     words = ("--init", "--store", place, "--workers", "0", "true")
     result = call("run", *words, cwd=tmp_path)
     assert result.returncode == 0
-    assert "no worker has joined" in result.stderr
+    assert "Drained after 0.0 s: no worker has joined;" in result.stderr
+    # The operator has said so.
+    assert "warning" not in result.stderr
     assert (tmp_path / "new").is_dir()
 
 
@@ -398,7 +406,7 @@ def test_more_workers_are_waited_for(folder: Path, member: Member) -> None:
     """``--workers 2`` waits for a second one, which may join at any time."""
     words = program("run", "--workers", "2", "--timeout", "20", "touch", "ran")
     with started(words, folder) as process:
-        eventually(lambda: state(folder).enabled)
+        until(lambda: state(folder).enabled)
         assert process.poll() is None
         assert not (folder / "ran").exists()
         with started([sys.executable, "-c", WORKER], folder):

@@ -1,8 +1,6 @@
 """The command line against a real server with two workers."""
 
 import json
-import socket
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -12,15 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import (
-    ENVIRONMENT,
-    PATIENCE,
-    call,
-    eventually,
-    program,
-    run_dir,
-    started,
-)
+from tests.cli.support import call, program, run_dir, started
+from tests.servers import free_port, running
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.servers
 
@@ -52,23 +44,13 @@ async def health(): ...
 def shop(folder: Path) -> Iterator[str]:
     """The address of an application with two workers."""
     (folder / "shop.py").write_text(SHOP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = f"-m uvicorn shop:app --workers 2 --port {port} --log-level warning"
-    with subprocess.Popen(
-        [sys.executable, *words.split()],
-        cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}:{folder}"},
-    ) as server:
-        try:
-            reports = run_dir(folder)
-            eventually(lambda: len(list(reports.glob("*.lock"))) == 2)
-            eventually(lambda: answers(f"http://127.0.0.1:{port}/health"))
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(PATIENCE)
+    with running([sys.executable, *words.split()], folder):
+        reports = run_dir(folder)
+        until(lambda: len(list(reports.glob("*.lock"))) == 2)
+        until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield f"http://127.0.0.1:{port}"
 
 
 def answers(url: str) -> int:
@@ -86,7 +68,7 @@ def test_a_real_service_is_drained_and_migrated(folder: Path, shop: str) -> None
     words = program("on", "--wait", "--workers", "2", "--json", "--timeout", "20")
     with ThreadPoolExecutor() as clients:
         slow = clients.submit(answers, f"{shop}/slow")
-        eventually((folder / "running").exists)
+        until((folder / "running").exists)
         with started(words, folder) as wait:
             assert wait.stdout is not None
             wait.stdout.readline()

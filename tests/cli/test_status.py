@@ -1,6 +1,7 @@
 """``status``: where in its life the state is, and what the workers are doing."""
 
 import json
+import re
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -9,18 +10,19 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fastapi_maintenance import FileStore, MaintenanceState
+from fastapi_maintenance import FileStore, MaintenanceState, StoreError
 from fastapi_maintenance.changes import EnableOptions
-from fastapi_maintenance.cli.facts import View
-from fastapi_maintenance.cli.workers import roster_summary
+from fastapi_maintenance.cli.display import Display, WatchDisplay
+from fastapi_maintenance.cli.options import Where
+from fastapi_maintenance.cli.output import Output
+from fastapi_maintenance.cli.target import Target
+from fastapi_maintenance.cli.view import View, roster_summary
 from fastapi_maintenance.fence import Roster, WorkerReport
 from tests.cli.support import (
-    PATIENCE,
     Member,
     broken,
     call,
     change_list,
-    eventually,
     invoke,
     lines,
     program,
@@ -28,6 +30,8 @@ from tests.cli.support import (
     silent,
     started,
 )
+from tests.stores.redis_server import PASSWORD, serving
+from tests.waiting import PATIENCE, until
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
@@ -148,7 +152,7 @@ def test_status_lists_workers_with_their_oldest_request(member: Member) -> None:
     member.put(ON)
     with member.busy("GET /slow/{item}"):
         member.put(ON)
-        eventually(lambda: "draining" in invoke("status").stdout)
+        until(lambda: "draining" in invoke("status").stdout)
         shown = invoke("status").stdout
         (line,) = lines(invoke("status", "--json"))
     assert "  roster     complete for 3 min 2" in shown
@@ -159,7 +163,7 @@ def test_status_lists_workers_with_their_oldest_request(member: Member) -> None:
     assert row.split()[2:6] == ["1", "draining", "(1", "left)"]
     assert row.endswith("s  GET /slow/{item}")
     (worker,) = line["workers"] if isinstance(line["workers"], list) else []
-    assert worker["status"] == "draining (1 left)"
+    assert (worker["kind"], worker["status"]) == ("draining", "draining (1 left)")
     assert worker["older"] == 1
     assert worker["oldest"]["route"] == "GET /slow/{item}"
 
@@ -198,7 +202,6 @@ def test_a_service_that_could_not_join_is_told_apart(folder: Path) -> None:
     """A worker that runs without having joined is not taken for one that is stopped."""
     result = invoke("status", "--name", "other")
     assert "no worker has joined 'other'" in result.stderr
-    assert "FastAPI(lifespan=guard.lifespan)" in result.stderr
     store = FileStore(folder / ".fastapi-maintenance")
     store._mark_uncounted("other", "1-a")
     result = invoke("status", "--name", "other")
@@ -207,6 +210,44 @@ def test_a_service_that_could_not_join_is_told_apart(folder: Path) -> None:
     assert "its log says why" in result.stderr
     assert "no worker has joined" not in result.stderr
     store._unmark_uncounted("other", "1-a")
+
+
+START = (
+    "start the service; if it is running, add FastAPI(lifespan=guard.lifespan), without"
+    " which it joins at its first request, or name its store and switch with --store"
+    " and --name"
+)
+STOPPED = START.replace("service;", "service, or add --workers 0 if it is stopped;")
+WARNING = rf"warning: no worker has joined 'default' in \S+: {re.escape(START)}\n"
+ALONE = {
+    ("on",): WARNING,
+    ("status",): WARNING,
+    ("on", "--wait"): (
+        rf"error: not drained after 0\.\d s \(too few\): no worker has joined;"
+        rf" {re.escape(STOPPED)}; maintenance stays on; `fastapi-maintenance wait`"
+        rf" waits again, `off` opens it\n"
+    ),
+    ("run", "true"): (
+        rf"error: no worker has joined; {re.escape(STOPPED)}; nothing has changed\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "text"), ALONE.items(), ids=map(" ".join, ALONE))
+def test_without_workers_both_reasons_are_named(
+    member: Member, words: tuple[str, ...], text: str
+) -> None:
+    """A service that is stopped and one without ``lifespan=`` each have a remedy."""
+    member.leave()
+    assert re.fullmatch(text, invoke(*words).stderr)
+
+
+def test_without_a_store_both_reasons_are_named(folder: Path) -> None:
+    """A service that has not joined has made no store yet, though it may be running."""
+    assert invoke("on").stderr == (
+        f"error: no store at {folder / '.fastapi-maintenance'}: {START}; or make the"
+        " store with `on --init`\n"
+    )
 
 
 def test_status_of_a_variable_is_this_shell_s(
@@ -254,6 +295,45 @@ def test_status_is_watched_in_lines_where_nothing_can_be_redrawn(folder: Path) -
     assert process.returncode == 0
 
 
+@pytest.mark.redis
+def test_a_watch_outlives_a_restart_of_the_store(folder: Path) -> None:
+    """It says since when the store has not answered, and goes on when it does."""
+    with serving(folder / "redis") as server:
+        words = program("status", "--watch", "--store", server.url())
+        with started(words, folder) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            server.kill()
+            outage = process.stderr.readline()
+            server.start()
+            line = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=PATIENCE)
+    assert re.match(
+        r"warning: the store has not answered since \d\d(:\d\d){2}: ", outage
+    )
+    assert PASSWORD not in outage
+    assert "Maintenance is off. Workers: " in line
+    assert process.returncode == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_long_outage_is_told_every_five_seconds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A log is not filled by a store that is down; its answer is shown at once."""
+    display = Display(Target(Where()), Output(as_json=True))
+    with WatchDisplay(display) as shown:
+        for _ in range(2):
+            shown.update(MaintenanceState(), Roster())
+            shown.no_answer(StoreError("down"))
+            shown.no_answer(StoreError("down"))
+    written = capsys.readouterr()
+    assert written.err.count("warning: the store has not answered since ") == 2
+    assert written.out.count('{"event": "status"') == 2
+
+
 @pytest.mark.usefixtures("member")
 def test_status_lists_workers_that_do_not_answer(folder: Path) -> None:
     """A silent worker is there to be seen before anything waits for it."""
@@ -295,5 +375,5 @@ def test_lines_in_a_pipe_are_whole(folder: Path) -> None:
 def test_a_view_without_a_roster_has_no_workers() -> None:
     """What cannot be read is not shown as an empty list."""
     view = View(place="x", name="y", state=ON, roster=None, now=NOW)
-    assert view.workers == ()
+    assert view.workers == []
     assert dict(view.facts())["workers"] == "not known"

@@ -18,17 +18,9 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance.cli.output import clean
-from tests.cli.support import (
-    ENVIRONMENT,
-    PATIENCE,
-    Member,
-    call,
-    eventually,
-    invoke,
-    program,
-    started,
-    state,
-)
+from tests.cli.support import ENVIRONMENT, Member, call, invoke, program, started, state
+from tests.stores.redis_server import serving
+from tests.waiting import PATIENCE, until
 
 COUNTING = """
 import pathlib, signal, time
@@ -150,6 +142,21 @@ def test_status_is_watched_in_a_terminal(folder: Path) -> None:
     assert "Maintenance is off." in screen.text
 
 
+@pytest.mark.redis
+def test_an_outage_is_watched_in_a_terminal(folder: Path) -> None:
+    """What was known stays to be seen, with since when the store has not answered."""
+    with serving(folder / "redis") as server:
+        words = program("status", "--watch", "--store", server.url())
+        with terminal(words, folder) as screen:
+            screen.until("HOST")
+            server.kill()
+            screen.until("the store has not answered since ")
+            assert "Maintenance is off." in screen.text.rpartition("not answered")[0]
+            server.start()
+            os.write(screen.master, b"\x03")
+            assert screen.end() == 0
+
+
 @pytest.mark.usefixtures("member")
 def test_colours_are_for_those_who_want_them(folder: Path) -> None:
     """``NO_COLOR`` leaves no colour in a terminal; a pipe never has any."""
@@ -178,7 +185,7 @@ def test_a_key_interrupts_the_command_once(folder: Path) -> None:
     (folder / "counting.py").write_text(COUNTING)
     words = program("run", sys.executable, "counting.py")
     with terminal(words, folder) as screen:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         os.write(screen.master, b"\x03")
         assert screen.end() == 0
     assert (folder / "heard").read_text() == "1"
@@ -192,7 +199,7 @@ def test_a_signal_reaches_a_command_in_a_group_of_its_own(folder: Path) -> None:
     (folder / "counting.py").write_text("import os\nos.setpgid(0, 0)\n" + COUNTING)
     words = program("run", sys.executable, "counting.py")
     with terminal(words, folder) as screen:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         os.write(screen.master, b"\x03")
         assert screen.end() == 0
     assert (folder / "heard").read_text() == "1"
@@ -205,7 +212,7 @@ def test_run_survives_a_terminal_that_closes(folder: Path) -> None:
         "trap '' HUP; touch ready; while ! test -e go; do sleep 0.02; done; touch ran"
     )
     with terminal(program("run", "sh", "-c", text), folder) as screen:
-        eventually((folder / "ready").exists)
+        until((folder / "ready").exists)
         os.close(screen.master)
         (folder / "go").touch()
         assert screen.process.wait(PATIENCE) == 0

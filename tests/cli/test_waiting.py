@@ -5,7 +5,6 @@ import json
 import re
 import signal
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -13,33 +12,30 @@ import pytest
 
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.cli.commands import put_back, wait_for
+from fastapi_maintenance.cli.display import Display
 from fastapi_maintenance.cli.exits import FailureError
 from fastapi_maintenance.cli.options import Where
+from fastapi_maintenance.cli.output import Output
 from fastapi_maintenance.cli.target import Target
 from fastapi_maintenance.state import OPERATOR
 from fastapi_maintenance.switch import DrainOptions
 from tests.cli.support import (
     OBSTACLES,
-    PATIENCE,
     Member,
     broken,
     call,
     change_list,
-    eventually,
     invoke,
     lines,
+    on_now,
     program,
     run_dir,
     started,
     state,
 )
+from tests.waiting import PATIENCE, until
 
 ON_AND_WAIT = ("on", "--wait", "--timeout", "0.7")
-
-
-def on_now(folder: Path) -> bool:
-    """Tell whether maintenance is in force."""
-    return state(folder).in_force(datetime.now(UTC))
 
 
 @pytest.mark.usefixtures("member")
@@ -108,7 +104,7 @@ def test_long_work_is_told_to_end(
     told: list[int] = []
     admission.on_close(lambda: told.append(1))
     with started(ordered, folder) as process:
-        eventually(lambda: told)
+        until(lambda: told)
         assert process.poll() is None
         admission.release()
         process.communicate(timeout=PATIENCE)
@@ -120,7 +116,9 @@ def test_a_request_that_does_not_end_is_busy(folder: Path, member: Member) -> No
     with member.busy("POST /orders"):
         result = call(*ON_AND_WAIT, cwd=folder)
     assert result.returncode == 10
-    running = rf"still running on {member.switch.worker.report().name}: POST /orders, "
+    running = (
+        rf"still running on {member.switch.worker.make_report().name}: POST /orders, "
+    )
     assert re.search(rf"not drained after 0.7 s \(busy\): {running}\d", result.stderr)
     assert re.search(rf" 0.[12] s to go; {running}\d", result.stdout)
     assert "maintenance stays on" in result.stderr
@@ -176,16 +174,17 @@ async def test_a_rollback_that_fails_hides_no_result(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The wait's own code and result stand, and the line says that it stays on."""
-    target = Target(Where(as_json=True))
+    target = Target(Where())
     drain = DrainOptions(timeout=0, workers=2)
     publication = await target.switch.publish_to_drain(drain, EnableOptions())
     # A newer release can be read so far that it is on, and not be set.
     path = folder / ".fastapi-maintenance" / "default.json"
     newer = {"version": 2, "enabled": True, "tag": publication.state.tag}
     path.write_text(json.dumps(newer | {"epoch": publication.state.epoch}))
-    eventually(lambda: state(folder).version == 2)
+    until(lambda: state(folder).version == 2)
+    display = Display(target, Output(as_json=True))
     with pytest.raises(FailureError) as error:
-        await wait_for(target, publication, drain, rollback=True)
+        await wait_for(display, publication, drain, rollback=True)
     assert "could not be put back: the stored state was written by" in str(error.value)
     assert "maintenance stays on" in str(error.value)
     (result,) = map(json.loads, capsys.readouterr().out.splitlines()[-1:])

@@ -1,12 +1,19 @@
 """Whether it is drained: a look at the present state that publishes nothing."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from fastapi_maintenance import FileStore, MaintenanceGuard, MaintenanceState
+from fastapi_maintenance import (
+    FileStore,
+    MaintenanceGuard,
+    MaintenanceState,
+    MemoryStore,
+    Roster,
+)
 from fastapi_maintenance.fence import WorkerReport, worker_status
 from fastapi_maintenance.testing import frozen_clock
 
@@ -33,12 +40,40 @@ def test_is_busy_until_older_work_has_ended() -> None:
             assert "work" in body["reason"]
             assert body["acknowledged"] == 1
             (worker,) = body["workers"]
-            assert (worker["old"], worker["left"]) == (1, 1)
+            assert (worker["in_flight"], worker["left"]) == (1, 1)
             assert worker["status"] == "draining (1 left)"
+            assert worker["kind"] == "draining"
             assert worker["oldest"]["route"] == "work"
         assert shown(client) == ("drained", None)
         (worker,) = client.get("/maintenance").json()["workers"]
         assert worker["status"] == "drained"
+
+
+class WithSilent(MemoryStore):
+    """A store with a worker that has not answered for two hours."""
+
+    location = "a store with a silent worker"
+    in_process, poll_interval = False, 0.02
+
+    def roster(self, name: str) -> Roster:
+        """List that worker too."""
+        found = super().roster(name)
+        silent = WorkerReport(
+            id="gone", host="web-9", pid=7, liveness="silent", age=7_200
+        )
+        return replace(found, workers=(*found.workers, silent))
+
+
+def test_worker_that_is_silent_for_long_is_lost() -> None:
+    """A silent worker is named with its silence once no other one is waited for."""
+    guard = MaintenanceGuard(WithSilent())
+    with serving(guard) as client:
+        with guard.admit():
+            client.put("/maintenance", json={"enabled": True})
+            assert "still running on" in (reason_when(client, "busy") or "")
+        reason = reason_when(client, "lost") or ""
+    assert "web-9/7 has not answered for 2 h" in reason
+    assert "fastapi-maintenance forget gone" in reason
 
 
 def test_looking_publishes_nothing() -> None:
@@ -122,4 +157,4 @@ def test_status_of_a_worker_is_said_in_words(
     worker = WorkerReport.model_validate(
         {"id": "1", "host": "web-1", "pid": 7, "seen": 7, "tag": "a", **report}
     )
-    assert worker_status(worker, state, NOON) == status
+    assert worker_status(worker, state, NOON).text == status

@@ -1,18 +1,15 @@
 """What the tests of the guard share: a guard that is on, and what ran."""
 
-import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import fastapi
 from fastapi import APIRouter, FastAPI, WebSocket
 
-from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
+from fastapi_maintenance import MaintenanceGuard, MaintenanceState
+from tests.waiting import eventually
 
 RELEASE = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
-
-PATIENCE = 10.0
 
 FRONTENDS = RELEASE >= (0, 139)
 NO_FRONTENDS = "this FastAPI does not run dependencies for app.frontend()"
@@ -34,16 +31,6 @@ class Ran(list[str]):
         await websocket.close()
 
 
-def closed(**options: object) -> MaintenanceGuard:
-    """Return a guard with maintenance on."""
-    return MaintenanceGuard(MemoryStore(enabled=True), **options)  # type: ignore[arg-type]  # the options of any test
-
-
-def opened(**options: object) -> MaintenanceGuard:
-    """Return a guard with maintenance off."""
-    return MaintenanceGuard(MemoryStore(), **options)  # type: ignore[arg-type]  # the options of any test
-
-
 def in_flight(guard: MaintenanceGuard) -> int:
     """Return how many requests a guard counts."""
     worker = guard._switch.worker
@@ -51,20 +38,9 @@ def in_flight(guard: MaintenanceGuard) -> int:
     return len(worker.current) + len(worker.old)
 
 
-async def emptied(guard: MaintenanceGuard) -> bool:
-    """Wait until nothing is in flight; False after ten seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while in_flight(guard) and time.monotonic() < deadline:
-        await asyncio.sleep(0.005)
-    return not in_flight(guard)
-
-
-def eventually(condition: Callable[[], object]) -> bool:
-    """Wait at most ten seconds until another thread makes a condition true."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return bool(condition())
+async def emptied(guard: MaintenanceGuard) -> None:
+    """Wait until nothing is in flight."""
+    await eventually(lambda: not in_flight(guard))
 
 
 def built(folder: Path) -> Path:
@@ -91,7 +67,7 @@ def publish(guard: MaintenanceGuard, **fields: object) -> MaintenanceState:
         return MaintenanceState(epoch=epoch, tag=f"test-{epoch}", **fields)  # type: ignore[arg-type]  # the fields of any test
 
     switch = guard._switch
-    switch.join_now()
+    switch.join_blocking()
     state = switch.store.publish(switch.name, change)
     switch.keeper.look()
     return state

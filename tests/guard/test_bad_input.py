@@ -17,7 +17,7 @@ from fastapi_maintenance import (
     open_store,
 )
 from fastapi_maintenance.exemptions import from_networks, with_header
-from tests.guard.support import closed, opened
+from tests.guards import closed, opened
 
 
 class WithoutPublish:

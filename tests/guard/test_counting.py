@@ -17,7 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance import MaintenanceGuard
 from tests.calls import Message, call
-from tests.guard.support import PATIENCE, Ran, both, emptied, in_flight, opened
+from tests.guard.support import Ran, both, emptied, in_flight
+from tests.guards import opened
+from tests.waiting import PATIENCE, Work
 
 
 class Counted(list[tuple[str, int]]):
@@ -226,7 +228,7 @@ async def test_client_that_leaves_a_stream_gives_the_count_back() -> None:
         return StreamingResponse(stream())
 
     await call(app, "/target", leaves=True)
-    assert await emptied(guard)
+    await emptied(guard)
     assert {count for _, count in counted} <= {1}
 
 
@@ -277,69 +279,54 @@ async def test_cancelled_async_request_gives_the_count_back() -> None:
         await call(app, "/target")
         await guard.enable()
         assert counted == [("endpoint", 1)]
-        assert await emptied(guard)
+        await emptied(guard)
     finally:
         gc.enable()
 
 
-class Threaded:
-    """Work in a thread that goes on although its request was cancelled."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.released = threading.Event()
-        self.ended = threading.Event()
-
-    def work(self) -> None:
-        """Work until released."""
-        self.begun.set()
-        self.released.wait(30)
-        self.ended.set()
-
-
-def in_endpoint(app: FastAPI, work: Threaded) -> None:
+def in_endpoint(app: FastAPI, work: Work) -> None:
     @app.get("/target")
     def target() -> None:
-        work.work()
+        work.run()
 
 
-def in_dependency(app: FastAPI, work: Threaded) -> None:
+def in_dependency(app: FastAPI, work: Work) -> None:
     def dependency() -> None:
-        work.work()
+        work.run()
 
     app.add_api_route("/target", Ran().endpoint, dependencies=[Depends(dependency)])
 
 
-def in_leaving_a_dependency(app: FastAPI, work: Threaded) -> None:
+def in_leaving_a_dependency(app: FastAPI, work: Work) -> None:
     def dependency() -> Iterator[None]:
         yield
-        work.work()
+        work.run()
 
     app.add_api_route("/target", Ran().endpoint, dependencies=[Depends(dependency)])
 
 
-def in_background_task(app: FastAPI, work: Threaded) -> None:
+def in_background_task(app: FastAPI, work: Work) -> None:
     @app.get("/target")
     async def target(tasks: BackgroundTasks) -> None:
-        tasks.add_task(work.work)
+        tasks.add_task(work.run)
 
 
-def in_thread_of_asyncio(app: FastAPI, work: Threaded) -> None:
+def in_thread_of_asyncio(app: FastAPI, work: Work) -> None:
     @app.get("/target")
     async def target() -> None:
-        await asyncio.to_thread(work.work)
+        await asyncio.to_thread(work.run)
 
 
-def in_thread_of_anyio(app: FastAPI, work: Threaded) -> None:
+def in_thread_of_anyio(app: FastAPI, work: Work) -> None:
     @app.get("/target")
     async def target() -> None:
-        await anyio.to_thread.run_sync(work.work, abandon_on_cancel=True)
+        await anyio.to_thread.run_sync(work.run, abandon_on_cancel=True)
 
 
-def in_thread_of_starlette(app: FastAPI, work: Threaded) -> None:
+def in_thread_of_starlette(app: FastAPI, work: Work) -> None:
     @app.get("/target")
     async def target() -> None:
-        await run_in_threadpool(work.work)
+        await run_in_threadpool(work.run)
 
 
 THREADS = pytest.mark.parametrize(
@@ -359,11 +346,11 @@ THREADS = pytest.mark.parametrize(
 @THREADS
 @pytest.mark.parametrize("translated", [False, True])
 async def test_cancelled_request_is_in_flight_until_its_threads_end(
-    add: Callable[[FastAPI, Threaded], None], translated: bool
+    add: Callable[[FastAPI, Work], None], translated: bool
 ) -> None:
     """A request that was cancelled natively counts while a thread works for it."""
     app, guard, _ = counting()
-    work = Threaded()
+    work = Work()
     if translated:
         # A middleware or dependency may turn the cancellation into its own error.
         app = FastAPI(dependencies=[Depends(translating), Depends(guard)])
@@ -408,7 +395,7 @@ async def test_time_limit_inside_a_request_is_no_cancellation_of_it() -> None:
     # A task of its own: what is thrown into this one, coverage loses.
     answer = await asyncio.ensure_future(call(app, "/target"))
     assert (answer.status, counted) == (504, [("late", 1)])
-    assert await emptied(guard)
+    await emptied(guard)
 
 
 async def test_cancel_scopes_of_middlewares_wait_for_threads() -> None:
@@ -428,7 +415,7 @@ async def test_cancel_scopes_of_middlewares_wait_for_threads() -> None:
     app.add_middleware(BaseHTTPMiddleware, dispatch=passing)
     answer = await call(app, "/target")
     assert (answer.status, counted) == (200, [("endpoint", 1)])
-    assert await emptied(guard)
+    await emptied(guard)
 
 
 async def test_parallel_requests_are_counted_each() -> None:

@@ -13,7 +13,8 @@ from fastapi_maintenance import decision, maintenance_exempt
 from fastapi_maintenance._fastapi import OUTER_STACK
 from fastapi_maintenance.exemptions import from_networks, with_header
 from tests.calls import call, handshake
-from tests.guard.support import Ran, both, closed, in_flight, opened, publish
+from tests.guard.support import Ran, both, in_flight, publish
+from tests.guards import closed, opened
 
 SECRET = "open-sesame"
 

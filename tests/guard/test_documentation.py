@@ -15,7 +15,8 @@ from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 
-from tests.guard.support import Ran, closed, in_flight
+from tests.guard.support import Ran, in_flight
+from tests.guards import closed
 
 # FastAPI 0.137.0 and 0.137.1 cannot list included routes: refused there.
 LISTED = 503 if fastapi.__version__ in {"0.137.0", "0.137.1"} else 200

@@ -20,7 +20,7 @@ from fastapi_maintenance._fastapi import (
     effective_template,
     is_own_route,
     path_for_patterns,
-    stacks_kept,
+    preserve_exit_stacks,
 )
 from tests.guard.support import FRONTENDS, NO_FRONTENDS, RELEASE, Ran, both, built
 
@@ -230,7 +230,7 @@ def test_lazy_dependency_with_a_body_is_refused(nested_in: bool) -> None:
         LazyDependency(Depends(above if nested_in else reading))
 
 
-def test_lazy_dependency_is_solved_with_the_request_s_own_stacks_kept() -> None:
+def test_lazy_dependency_leaves_the_exit_stacks_of_the_request() -> None:
     """What is solved lazily is closed with itself; the request's stacks stay."""
     closed: list[str] = []
 
@@ -250,7 +250,7 @@ def test_lazy_dependency_is_solved_with_the_request_s_own_stacks_kept() -> None:
     async def target(request: Request) -> Any:
         names = [name for name in request.scope if name.endswith("astack")]
         before = {name: request.scope[name] for name in names}
-        with stacks_kept(request.scope):
+        with preserve_exit_stacks(request.scope):
             answer = await lazy(request)
         after = {name: request.scope[name] for name in before}
         assert all(isinstance(stack, AsyncExitStack) for stack in before.values())

@@ -23,10 +23,9 @@ from tests.guard.support import (
     Ran,
     both,
     built,
-    closed,
     in_flight,
-    opened,
 )
+from tests.guards import closed, opened
 
 
 def on_application(guard: MaintenanceGuard, ran: Ran) -> FastAPI:

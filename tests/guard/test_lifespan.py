@@ -17,15 +17,9 @@ from fastapi_maintenance import (
     StoreError,
 )
 from fastapi_maintenance.stores import Change, location
-from tests.guard.support import (
-    Ran,
-    both,
-    closed,
-    eventually,
-    in_flight,
-    opened,
-    publish,
-)
+from tests.guard.support import Ran, both, in_flight, publish
+from tests.guards import closed, opened
+from tests.waiting import until
 
 
 class Small:
@@ -207,7 +201,7 @@ def test_change_is_told_once_per_change(caplog: pytest.LogCaptureFixture) -> Non
         publish(guard, enabled=True, message="two")
         publish(guard)
         client.get("/target")
-    assert eventually(lambda: told == [(True, "one"), (True, "two"), (False, None)])
+    until(lambda: told == [(True, "one"), (True, "two"), (False, None)])
     logged = [r.getMessage() for r in caplog.records if "maintenance is" in r.msg]
     assert len(logged) == 3
 
@@ -217,7 +211,7 @@ def test_worker_that_joins_under_maintenance_is_told() -> None:
     told: list[bool] = []
     guard = closed(on_change=lambda state: told.append(state.enabled))
     with TestClient(FastAPI(lifespan=guard.lifespan)):
-        assert eventually(lambda: told == [True])
+        until(lambda: told == [True])
 
 
 def test_worker_that_comes_back_is_told_what_changed_in_between() -> None:
@@ -228,10 +222,10 @@ def test_worker_that_comes_back_is_told_what_changed_in_between() -> None:
     with TestClient(app):
         pass
     with TestClient(app):
-        assert eventually(lambda: told == [True])
+        until(lambda: told == [True])
     publish(guard)
     with TestClient(app):
-        assert eventually(lambda: told == [True, False])
+        until(lambda: told == [True, False])
 
 
 def test_failing_on_change_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -246,7 +240,7 @@ def test_failing_on_change_disturbs_nothing(caplog: pytest.LogCaptureFixture) ->
     app = FastAPI(dependencies=[Depends(guard)])
     both(app, Ran())
     assert TestClient(app).get("/target").status_code == 503
-    assert eventually(lambda: told == [True])
+    until(lambda: told == [True])
     assert [r.exc_info is not None for r in caplog.records if r.levelname == "ERROR"]
 
 

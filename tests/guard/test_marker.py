@@ -24,16 +24,8 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.exemptions import has_mark
 from tests.calls import call, handshake
-from tests.guard.support import (
-    FRONTENDS,
-    NO_FRONTENDS,
-    Ran,
-    both,
-    built,
-    closed,
-    in_flight,
-    opened,
-)
+from tests.guard.support import FRONTENDS, NO_FRONTENDS, Ran, both, built, in_flight
+from tests.guards import closed, opened
 
 pytestmark = pytest.mark.anyio
 

@@ -1,4 +1,4 @@
-"""A refused health check is news, once; nothing else about a request is."""
+"""A refused health check is warned of once, and no other refusal is."""
 
 import logging
 
@@ -8,7 +8,11 @@ from fastapi.testclient import TestClient
 
 from fastapi_maintenance import MaintenanceGuard, MemoryStore, maintenance_exempt
 
-PROBERS = ["kube-probe/1.30", "ELB-HealthChecker/2.0", "GoogleHC/1.0"]
+PROBERS = [
+    *("kube-probe/1.30", "ELB-HealthChecker/2.0", "GoogleHC/1.0", "Envoy/HC"),
+    *("Consul Health Check", "Blackbox Exporter/0.25.0", "Prometheus/2.53.0"),
+    "Amazon-Route53-Health-Check-Service (ref 1; report http://amzn.to/1vsZADi)",
+]
 
 
 def client_of(guard: MaintenanceGuard) -> TestClient:
@@ -49,7 +53,7 @@ def test_refused_health_check_is_warned_of_once(
     assert "@maintenance_exempt" in said
 
 
-def test_health_check_that_passes_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+def test_health_check_that_passes_is_silent(caplog: pytest.LogCaptureFixture) -> None:
     """A prober of an exempt route, or while it is open, is not warned of."""
     client = client_of(MaintenanceGuard(MemoryStore(enabled=True)))
     client.get("/livez", headers={"User-Agent": PROBERS[0]})

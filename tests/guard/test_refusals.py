@@ -26,7 +26,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from fastapi_maintenance import MaintenanceError, MaintenanceGuard
 from tests.calls import call, handshake
-from tests.guard.support import Ran, both, closed, in_flight, publish
+from tests.guard.support import Ran, both, in_flight, publish
+from tests.guards import closed
 
 DETAIL = "Service temporarily unavailable due to maintenance"
 

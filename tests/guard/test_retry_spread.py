@@ -17,7 +17,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 def waits(guard: MaintenanceGuard, state: MaintenanceState) -> int:
     """Return the ``Retry-After`` of a refusal."""
-    return guard._decision.error(state).retry_after
+    return guard._decision.error_for(state).retry_after
 
 
 def at_random(guard: MaintenanceGuard, draw: Callable[[], float]) -> None:

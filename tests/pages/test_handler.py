@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio.lowlevel
@@ -22,7 +22,7 @@ from fastapi_maintenance import (
     maintenance_exception_handler,
 )
 from fastapi_maintenance.pages import Page
-from fastapi_maintenance.testing import force
+from fastapi_maintenance.testing import force, frozen_clock
 from tests.calls import call
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -385,3 +385,17 @@ def test_handler_leaves_other_errors_as_they_were() -> None:
     assert answer.headers["x-own"] == "yes"
     with pytest.raises(LookupError):
         client.get("/broken")
+
+
+@pytest.mark.parametrize(("passed", "shown"), [(0, True), (10, False)])
+def test_page_judges_the_end_by_the_clock_of_the_guard(
+    passed: int, *, shown: bool
+) -> None:
+    """Under a frozen clock, the page has the end until that clock has reached it."""
+    guard = MaintenanceGuard("memory:")
+    noon = datetime(2020, 1, 1, 12, tzinfo=UTC)
+    with frozen_clock(guard, noon) as clock, force(guard, until=timedelta(minutes=10)):
+        clock.advance(timedelta(minutes=passed))
+        answer = TestClient(build(guard)).get("/shop", headers=BROWSER)
+    assert ("2020-01-01 12:10 UTC" in answer.text) is shown
+    assert ('data-left="600"' in answer.text) is shown

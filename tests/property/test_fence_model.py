@@ -317,7 +317,7 @@ def drained(
     """Return what the fence says after a number of looks."""
     fence = Fence(
         state=MaintenanceState(**state._asdict()),
-        before=seen(before, state, protocol),
+        roster_before=seen(before, state, protocol),
         workers=wants,
         settling=0,
     )
@@ -493,7 +493,7 @@ class RealWorker(RuleBasedStateMachine):
         self.worker = Worker("default", "a test")
         self.state = MaintenanceState(epoch=1, tag="1")
         self.worker.start(self.state, counted=True)
-        self.worker.collecting = False
+        self.worker.garbage.wanted = False
         self.held: list[tuple[Admission, int]] = []
 
     @rule()
@@ -532,7 +532,7 @@ class RealWorker(RuleBasedStateMachine):
         epoch = self.state.epoch + 1
         self.state = MaintenanceState(epoch=epoch, tag=str(epoch), enabled=enabled)
         self.worker.adopt(self.state)
-        self.worker.collecting = False
+        self.worker.garbage.wanted = False
 
     @rule()
     def learn_late(self) -> None:
@@ -549,13 +549,13 @@ class RealWorker(RuleBasedStateMachine):
     def join_again(self) -> None:
         """The worker joins, or joins again."""
         self.worker.start(self.state, counted=True)
-        self.worker.collecting = False
+        self.worker.garbage.wanted = False
         self.held = [(admission, 0) for admission, _ in self.held]
 
     @invariant()
     def counts_are_exact(self) -> None:
         """What is reported is what is held, by the epoch that admitted it."""
-        report = self.worker.report()
+        report = self.worker.make_report()
         old = sum(epoch < self.state.epoch for _, epoch in self.held)
         assert (report.current, report.old) == (len(self.held) - old, old)
         if self.worker.joined:
@@ -566,10 +566,10 @@ class RealWorker(RuleBasedStateMachine):
     @invariant()
     def drained_means_drained(self) -> None:
         """The fence says drained exactly when nothing older is held."""
-        report = self.worker.report()
+        report = self.worker.make_report()
         roster = Roster(generation="g", members=frozenset({report.id}))
         roster = Roster(generation="g", members=roster.members, workers=(report,))
-        fence = Fence(state=self.state, before=roster, settling=0)
+        fence = Fence(state=self.state, roster_before=roster, settling=0)
         old = any(epoch < self.state.epoch for _, epoch in self.held)
         drained = not old and self.worker.joined
         assert (fence.judge(roster, 1.0).outcome == "drained") == drained

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -12,6 +14,13 @@ NOBODY = 65534
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root: other users and mounts of its own"
 )
+
+
+def ended() -> int:
+    """Return the number of a process that was."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
 
 
 def in_child(work: Callable[[], object], *, user: int = 0) -> bool:

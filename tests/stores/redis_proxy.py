@@ -10,7 +10,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from tests.stores.redis_server import free_port
+from tests.servers import free_port
 
 
 class Proxy:

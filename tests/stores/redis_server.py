@@ -8,17 +8,19 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.servers import free_port
+from tests.waiting import until
 
 PASSWORD = "pass-w0rd/#"
 _ENCODED = "pass-w0rd%2F%23"
@@ -33,24 +35,6 @@ def find_program() -> str:
     path = os.pathsep.join([*folders, os.environ["PATH"]])
     found = shutil.which("redis-server", path=path)
     return os.environ.get("REDIS_SERVER") or found or "redis-server"
-
-
-def free_port() -> int:
-    """Return a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def until(
-    condition: Callable[[], object], seconds: float = 10.0, what: str = ""
-) -> None:
-    """Wait until a condition holds; fail with its name when it never does."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.005)
 
 
 class RedisServer:

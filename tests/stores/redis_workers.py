@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
-
-import anyio.to_thread
+from collections.abc import Iterator
 
 from fastapi_maintenance import MaintenanceState
-from fastapi_maintenance.changes import published
+from fastapi_maintenance.changes import with_new_epoch
 from fastapi_maintenance.fence import WorkerReport
 from fastapi_maintenance.keeper import Follower, Keeper
 from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores.redis import RedisStore
-from fastapi_maintenance.switch import Switch
-from tests.stores.redis_server import RedisServer, shared_server, until
+from tests.stores.redis_server import RedisServer, shared_server
 
 NAME = "default"
 ON = MaintenanceState(enabled=True, message="upgrade")
 
-on = published(lambda _: ON)
-off = published(lambda _: MaintenanceState())
+on = with_new_epoch(lambda _: ON)
+off = with_new_epoch(lambda _: MaintenanceState())
 
 
 def publish(store: RedisStore, *, enabled: bool, name: str = NAME) -> MaintenanceState:
     """Publish on or off under a new tag."""
     state = MaintenanceState(enabled=enabled, message="upgrade")
-    return store.publish(name, published(lambda _: state))
+    return store.publish(name, with_new_epoch(lambda _: state))
 
 
 def fresh_url(server: RedisServer | None = None, *, user: str = "") -> str:
@@ -56,13 +53,6 @@ def joined(*workers: Follower) -> Iterator[None]:
         yield
 
 
-def switch(store: RedisStore, name: str = NAME) -> Switch:
-    """Return an operator's switch that gives a new roster no time to settle."""
-    made = Switch(store, name)
-    made.settling = 0.0
-    return made
-
-
 def report(worker: str = "1-a", **fields: object) -> WorkerReport:
     """Return a report of this process under another id."""
     values = {"host": "web-1", "pid": 1, **fields}
@@ -78,10 +68,3 @@ def listed(store: RedisStore, worker: str, name: str = NAME) -> WorkerReport:
     """Return a worker's report as the store lists it."""
     (found,) = [each for each in store.roster(name).workers if each.id == worker]
     return found
-
-
-async def eventually(
-    condition: Callable[[], object], seconds: float = 10.0, what: str = ""
-) -> None:
-    """Wait until a condition holds, while the loop runs; fail when it never does."""
-    await anyio.to_thread.run_sync(until, condition, seconds, what)

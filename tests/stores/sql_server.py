@@ -20,7 +20,8 @@ import psycopg
 from psycopg import sql
 from sqlalchemy.engine import URL
 
-from tests.stores.redis_server import free_port, until
+from tests.servers import free_port
+from tests.waiting import until
 
 PASSWORD = "pass-w0rd/#@"
 ADMINISTRATOR = "postgres"

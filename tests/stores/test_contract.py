@@ -1,14 +1,13 @@
 """What every store keeps: one suite, and one line for each store."""
 
 import contextlib
-import importlib.util
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import anyio
@@ -36,20 +35,11 @@ from fastapi_maintenance.stores import (
     poll_interval,
 )
 from fastapi_maintenance.testing import check_store
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.examples import EXAMPLES
+from tests.guards import guard_of
+from tests.waiting import eventually
 
 Make = Callable[[], Store]
-
-
-def example(name: str) -> ModuleType:
-    """Return one of the examples, as the documentation shows it."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def memory(_: Path) -> Make:
@@ -66,13 +56,13 @@ def file_by_url(folder: Path) -> Make:
 
 
 def own(folder: Path) -> Make:
-    module = example("own_store")
-    return lambda: module.TableStore(str(folder / "shop.sqlite"))
+    made = runpy.run_path(str(EXAMPLES / "own_store.py"))["TableStore"]
+    return lambda: made(str(folder / "shop.sqlite"))
 
 
 def own_with_reports(folder: Path) -> Make:
-    module = example("own_store_with_reports")
-    return lambda: module.ReportingStore(str(folder / "shop.sqlite"))
+    made = runpy.run_path(str(EXAMPLES / "own_store_with_reports.py"))["ReportingStore"]
+    return lambda: made(str(folder / "shop.sqlite"))
 
 
 def redis_by_url(_: Path) -> Make:
@@ -82,7 +72,14 @@ def redis_by_url(_: Path) -> Make:
     return lambda: open_store(url)
 
 
-def sql_by_url(folder: Path) -> Make:
+def postgresql_by_url(_: Path) -> Make:
+    from tests.stores.sql_server import fresh_url
+
+    url = fresh_url()
+    return lambda: open_store(url)
+
+
+def sqlite_by_url(folder: Path) -> Make:
     return lambda: open_store(f"sqlite:///{folder}/shop.sqlite")
 
 
@@ -95,25 +92,26 @@ PLACES = [
     pytest.param(own, id="own"),
     pytest.param(own_with_reports, id="own with reports"),
     pytest.param(redis_by_url, id="redis", marks=pytest.mark.redis),
-    pytest.param(sql_by_url, id="sqlite"),
+    pytest.param(postgresql_by_url, id="postgresql", marks=pytest.mark.sql),
+    pytest.param(sqlite_by_url, id="sqlite"),
 ]
 
 
 @pytest.fixture(params=PLACES)
 def make(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Make:
-    """Return how to open one place, as each worker and the command do."""
+) -> Iterator[Make]:
+    """Yield how to open one place, as each worker and the command do."""
     monkeypatch.chdir(tmp_path)
-    made: Make = request.param(tmp_path)
-    return made
+    open_one: Make = request.param(tmp_path)
+    with contextlib.ExitStack() as stack:
 
+        def made() -> Store:
+            store = open_one()
+            stack.callback(getattr(store, "close", bool))
+            return store
 
-def guard_of(store: Store, name: str = "default") -> MaintenanceGuard:
-    """Return a guard whose rosters need no time to settle."""
-    guard = MaintenanceGuard(store, name=name)
-    guard._switch.settling = 0
-    return guard
+        yield made
 
 
 @asynccontextmanager
@@ -125,13 +123,6 @@ async def beside(store: Store) -> AsyncIterator[Follower]:
         yield kept
     finally:
         await anyio.to_thread.run_sync(kept.leave)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition."""
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 def test_store_keeps_the_published_contract(make: Make) -> None:
@@ -149,7 +140,7 @@ async def test_what_one_worker_sets_the_other_goes_by(make: Make) -> None:
             workers.append(other.worker)
         on = await guard.enable(message="moving", actor="ada")
         for worker in workers:
-            await until(lambda worker=worker: worker.state == on)  # type: ignore[misc]  # a loop's own
+            await eventually(lambda worker=worker: worker.state == on)  # type: ignore[misc]  # a loop's own
         with pytest.raises(MaintenanceError, match="moving"):
             async with guard.admit():
                 raise AssertionError
@@ -174,12 +165,13 @@ async def test_work_is_admitted_and_counted(make: Make) -> None:
     """What runs under a guard is counted until it ends, in nested order too."""
     guard = guard_of(make())
     worker = guard._switch.worker
-    async with guard.admit():
-        with guard.admit():
-            assert len(worker.current) == 2
-        assert len(worker.current) == 1
-    assert not worker.current
-    assert not worker.old
+    async with guard.lifespan():
+        async with guard.admit():
+            with guard.admit():
+                assert len(worker.current) == 2
+            assert len(worker.current) == 1
+        assert not worker.current
+        assert not worker.old
 
 
 async def test_drain_says_what_a_store_can_know(make: Make) -> None:
@@ -230,7 +222,7 @@ async def test_blocks_of_two_workers_hold_it_together(make: Make) -> None:
 
 async def test_switches_of_one_place_are_apart(make: Make) -> None:
     """A switch of another name is another switch, with workers of its own."""
-    shop, pay = guard_of(make()), guard_of(make(), "pay")
+    shop, pay = guard_of(make()), guard_of(make(), name="pay")
     async with shop.lifespan(), pay.lifespan():
         await pay.enable()
         assert pay.is_active
@@ -249,7 +241,7 @@ async def test_worker_is_listed_until_it_leaves(make: Make) -> None:
     async with guard.lifespan():
         roster = await guard._switch.roster()
         assert roster is not None
-        assert [w.id for w in roster.living] == [guard._switch.worker.id]
+        assert [w.id for w in roster.not_dead] == [guard._switch.worker.id]
     roster = await guard._switch.roster()
     assert roster is not None
     assert roster.workers == ()
@@ -329,13 +321,13 @@ async def test_small_store_that_fails_keeps_the_last_state(
     async with guard.lifespan():
         await guard.enable()
         store.fails = True
-        await until(lambda: "keeps the last state it knew" in caplog.text)
+        await eventually(lambda: "keeps the last state it knew" in caplog.text)
         assert guard.is_active
         with pytest.raises(StoreError, match="the database is away"):
             await guard.disable()
         store.fails = False
         await guard.disable()
-        await until(lambda: not guard.is_active)
+        await eventually(lambda: not guard.is_active)
     assert caplog.text.count("keeps the last state it knew") == 1
 
 
@@ -372,12 +364,34 @@ class Coroutines:
         """Return nothing, too late."""
 
 
+class AsyncReports(Failing):
+    """A store whose reports would never arrive."""
+
+    async def report(self, name: str, report: object) -> None:
+        """Return nothing, too late."""
+
+
+class Misspelt(Failing):
+    """A store that has some of the four methods of a fence."""
+
+    def report(self, name: str, report: object) -> None:
+        """Keep nothing."""
+
+    def roster(self, name: str) -> None:
+        """Return nothing."""
+
+    def comfirm(self, name: str, generation: str, *, complete: bool) -> None:
+        """Be called by nothing."""
+
+
 @pytest.mark.parametrize(
     ("store", "said"),
     [
         (7, "store must be a Store, a URL or None, not 7"),
         (MemoryStore, "store must be a Store, a URL or None, not <class"),
         (Coroutines(), "Coroutines.read must be a plain function, not async"),
+        (AsyncReports(), "AsyncReports.report must be a plain function, not async"),
+        (Misspelt(), "Misspelt has no confirm, remove; a store that keeps reports has"),
     ],
 )
 def test_what_is_no_store_is_an_error_at_once(store: Any, said: str) -> None:
@@ -390,6 +404,7 @@ def test_what_is_no_store_is_an_error_at_once(store: Any, said: str) -> None:
     "url",
     [
         *("", "nothing", "memory:x", "http://host/", "foo://a:secret@host/0"),
+        "env://VARIABLE",
         *("foo://a:se/secret@host/0", "foo://a:se@secret@host/0", "foo:a:secret@host"),
     ],
 )

@@ -2,7 +2,14 @@
 
 import pytest
 
-from fastapi_maintenance import EnvStore, MaintenanceGuard, StoreError, open_store
+from fastapi_maintenance import (
+    EnvStore,
+    MaintenanceGuard,
+    MemoryStore,
+    StoreError,
+    open_store,
+)
+from fastapi_maintenance.stores import is_read_only
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,8 @@ def test_unset_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTAPI_MAINTENANCE_MODE", raising=False)
     store = open_store("env:")
     assert isinstance(store, EnvStore)
+    assert is_read_only(store)
+    assert not is_read_only(MemoryStore())
     assert store.location == "environment variable FASTAPI_MAINTENANCE_MODE"
     assert not store.read("default").enabled
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,12 +29,14 @@ from fastapi_maintenance import (
     locks,
     open_store,
 )
-from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.changes import EnableOptions, with_new_epoch
 from fastapi_maintenance.fence import DrainReport, Roster, WorkerReport
 from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores import CannotJoinError
 from fastapi_maintenance.switch import DrainOptions, Switch
+from tests.guards import switch_of
 from tests.stores.children import NOBODY, in_child, living_child, needs_root
+from tests.waiting import until
 
 ON = MaintenanceState(enabled=True, message="closed")
 OFF = MaintenanceState()
@@ -57,7 +58,7 @@ def public() -> Iterator[Path]:
 
 def publish(store: FileStore, state: MaintenanceState) -> MaintenanceState:
     """Publish a state under a new epoch."""
-    return store.publish("default", published(lambda _: state))
+    return store.publish("default", with_new_epoch(lambda _: state))
 
 
 def write(store: FileStore, text: str) -> None:
@@ -68,13 +69,6 @@ def write(store: FileStore, text: str) -> None:
 def report(worker: str = "1-a", generation: str | None = None) -> WorkerReport:
     """Return a report of which only a lock can prove anything."""
     return WorkerReport(id=worker, host="here", pid=0, generation=generation)
-
-
-def switch_of(store: FileStore, name: str = "default") -> Switch:
-    """Return a switch of this process whose rosters need no time to settle."""
-    switch = Switch(store, name)
-    switch.settling = 0
-    return switch
 
 
 @contextmanager
@@ -114,14 +108,6 @@ def is_on(switch: Switch) -> bool:
     assert admission is not None
     admission.release()
     return admission.state.enabled
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for a condition."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, condition
-        time.sleep(0.005)
 
 
 def delete(path: Path) -> None:
@@ -182,6 +168,7 @@ def test_store_needs_a_path(path: str) -> None:
         ("file:/srv/a%20b", "/srv/a b", "/srv/a b/run"),
         ("file:///srv/shop?run_dir=/run/shop", "/srv/shop", "/run/shop"),
         ("file:///srv/shop?run_dir=", "/srv/shop", "/srv/shop/run"),
+        ("file:/srv/a+b?run_dir=/run/a+b%20c", "/srv/a+b", "/run/a+b c"),
         ("file:c:/shop", "{here}/c:/shop", "{here}/c:/shop/run"),
     ],
 )
@@ -263,10 +250,47 @@ def test_publish_repairs_a_damaged_file(store: FileStore) -> None:
         seen.append(before)
         return OFF
 
-    store.publish("default", published(change))
+    store.publish("default", with_new_epoch(change))
     assert seen[0] is not None
     assert seen[0].enabled
     assert store.read("default") is not None
+
+
+@needs_root
+def test_publish_changes_nothing_that_it_cannot_read(public: Path) -> None:
+    """A state that this user may not read may be a hold of another one's."""
+    store = FileStore(public / "state")
+    before = publish(store, ON)
+    store.state_path("default").chmod(0o600)
+    (store.path / "default.lock").unlink()
+    os.chown(store.path, NOBODY, NOBODY)
+
+    def denied() -> bool:
+        with pytest.raises(StoreError, match=r"permission denied .*default\.json"):
+            publish(FileStore(store.path), OFF)
+        return True
+
+    assert in_child(denied, user=NOBODY)
+    assert store.read("default") == before
+
+
+def test_publish_removes_what_killed_writers_have_left(store: FileStore) -> None:
+    """Temporary files go when they are an hour old, and nothing else does."""
+    with joined(store):
+        publish(store, ON)
+    names = [".default.json.0123456789ab", ".default.json.of-yours", "default.json"]
+    for folder in (store.path, store.run_dir / "default"):
+        for name in names:
+            (folder / name).touch()
+            os.utime(folder / name, (0, 0))
+        (folder / ".default.json.cdef01234567").touch()
+    publish(store, OFF)
+    with joined(store):
+        pass
+    for folder in (store.path, store.run_dir / "default"):
+        left = {path.name for path in folder.iterdir()}
+        assert names[0] not in left
+        assert {*names[1:], ".default.json.cdef01234567"} <= left
 
 
 def test_publish_keeps_what_a_newer_release_wrote(store: FileStore) -> None:
@@ -693,7 +717,21 @@ def test_members_that_cannot_be_read_are_made_again(store: FileStore) -> None:
         until(lambda: not store.roster("default").complete)
 
 
-def test_a_time_that_is_no_number_holds_up_nobody(store: FileStore) -> None:
+def test_members_that_are_too_many_are_made_again(store: FileStore) -> None:
+    """A list is read up to a mebibyte; a larger one is a lost list."""
+    first = store.report("default", report())
+    members = store.run_dir / "default/members.json"
+    members.write_text(members.read_text() + " " * 1_000_000)
+    assert store.roster("default").members == {"1-a"}
+    members.write_text(members.read_text() + " " * 100_000)
+    assert store.roster("default") == Roster(complete=False)
+    assert store.confirm("default", first.generation, complete=True) == ""
+    again = store.report("default", report(generation=first.generation))
+    assert again.generation != first.generation
+    assert not again.complete
+
+
+def test_a_time_that_is_no_number_blocks_no_drain(store: FileStore) -> None:
     """A list that would equal no second look at it is a damaged one."""
     with joined(store) as switch:
         members = store.run_dir / "default/members.json"
@@ -811,6 +849,15 @@ def test_directory_that_another_program_locks(store: FileStore) -> None:
     other.release()
 
 
+@needs_root
+def test_directory_that_may_not_be_opened_may_be_shared(public: Path) -> None:
+    """Only a directory that is not there has no uncounted workers."""
+    (public / "state").mkdir(0o700)
+    assert not locks.is_shared(public / "gone")
+    assert not locks.is_shared(public / "state")
+    assert in_child(lambda: locks.is_shared(public / "state"), user=NOBODY)
+
+
 def test_full_disk_takes_no_service_down(store: FileStore) -> None:
     """A worker that cannot write its report serves, uncounted."""
 
@@ -893,7 +940,7 @@ from fastapi_maintenance import FileStore, StoreError
 from fastapi_maintenance.switch import Switch
 logging.basicConfig()
 switch = Switch(FileStore(sys.argv[1]), "default")
-switch.join_now()
+switch.join_blocking()
 print(switch.worker.counted, switch.worker.admit("").state.enabled)
 try:
     switch.store.publish("default", lambda before: before)
@@ -1008,7 +1055,7 @@ def test_fork_in_the_middle_of_a_publication(store: FileStore) -> None:
         done.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0)
         return ON
 
-    store.publish("default", published(change))
+    store.publish("default", with_new_epoch(change))
     assert done == [True]
     assert in_child(lambda: publish(store, OFF))
 
@@ -1078,7 +1125,7 @@ def test_root_follows_nothing_in_a_directory_of_another_user(
     )
     assert {path.name for path in public.iterdir()} == {"victim", "home"}
     assert not list(home.rglob("made-by-mistake"))
-    assert files.foreign_owner(store.path, store.run_dir) == "nobody"
+    assert files.other_owner(store.path, store.run_dir) == "nobody"
 
 
 @needs_root
@@ -1113,11 +1160,11 @@ def test_root_gives_nothing_away(public: Path) -> None:
 @needs_root
 def test_owner_is_known_before_anything_is_made(public: Path) -> None:
     """A directory that is to be made belongs to the owner of what is above it."""
-    assert files.foreign_owner(Path("/usr/nothing/here")) is None
+    assert files.other_owner(Path("/usr/nothing/here")) is None
     (public / "home").mkdir()
     os.chown(public / "home", 54321, 54321)
-    assert files.foreign_owner(public / "home/not/yet") == "#54321"
-    assert in_child(lambda: files.foreign_owner(public) is None, user=NOBODY)
+    assert files.other_owner(public / "home/not/yet") == "#54321"
+    assert in_child(lambda: files.other_owner(public) is None, user=NOBODY)
 
 
 # Files and file systems.
@@ -1144,7 +1191,7 @@ def test_modes_do_not_follow_a_link(
 def test_directory_that_another_worker_makes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is used as it is."""
+    """A directory that appears in the meantime is used."""
     make = os.mkdir
 
     def second(path: str, mode: int = 0o777) -> None:
@@ -1167,9 +1214,39 @@ def test_file_that_is_in_use_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         return "done"
 
     with pytest.raises(PermissionError):
-        files.retried(work)
+        files.retry_on_windows(work)
     monkeypatch.setattr(os, "name", "nt")
-    assert files.retried(work) == "done"
+    assert files.retry_on_windows(work) == "done"
+
+
+def test_file_that_comes_in_parts_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One read may return less than there is."""
+    path = tmp_path / "file"
+    path.write_bytes(b"twelve bytes")
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, _: read(descriptor, 5))
+    assert files.read_small(path, 12) == b"twelve bytes"
+
+
+def test_lock_that_cannot_be_examined_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is left open when the system fails between two calls."""
+    opened: list[int] = []
+
+    def fail(descriptor: int) -> os.stat_result:
+        opened.append(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            locks.HeldLock.lock(tmp_path / "1-a.lock", 0)
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 def test_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1208,8 +1285,8 @@ def test_foreign_file_system(tmp_path: Path, path: str, kind: str) -> None:
     """Locks are believed on the file systems of one kernel, and nowhere else."""
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
-    assert locks.foreign_file_system(Path(path), mounts) == kind
-    assert locks.foreign_file_system(Path(path), tmp_path / "none") == ""
+    assert locks.unsafe_file_system(Path(path), mounts) == kind
+    assert locks.unsafe_file_system(Path(path), tmp_path / "none") == ""
 
 
 @needs_root
@@ -1221,7 +1298,7 @@ from fastapi_maintenance import FileStore
 from fastapi_maintenance.switch import Switch
 logging.basicConfig()
 switch = Switch(FileStore(sys.argv[1]), "default")
-switch.join_now()
+switch.join_blocking()
 print(switch.worker.counted, switch.store.roster("default").uncounted)
 """
     done = inside(f"mount -t ramfs none {tmp_path}", code, tmp_path / "state")
@@ -1235,7 +1312,7 @@ def test_locks_on_a_network_prove_nothing(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The refusal names the file system and the remedy."""
-    monkeypatch.setattr(locks, "foreign_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(locks, "unsafe_file_system", lambda _: "nfs4")
     with pytest.raises(CannotJoinError, match=r"locks on nfs4 prove nothing; choose"):
         store.report("default", report())
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from fastapi_maintenance import MaintenanceGuard, MaintenanceState, MemoryStore
-from fastapi_maintenance.changes import published
+from fastapi_maintenance.changes import with_new_epoch
 from fastapi_maintenance.stores import StoreError
 from tests.stores.children import in_child
 
@@ -47,7 +47,7 @@ async def test_failed_change_leaves_the_store_usable() -> None:
 
     with pytest.raises(KeyError):
         store.publish("default", change)
-    on = published(lambda _: MaintenanceState(enabled=True))
+    on = with_new_epoch(lambda _: MaintenanceState(enabled=True))
     assert store.publish("default", on).enabled
 
 
@@ -109,7 +109,7 @@ def test_forked_child_can_publish_whatever_the_parent_was_doing() -> None:
     """A lock that a thread of the parent held when it forked does not stop a child."""
     store = MemoryStore()
     guard = MaintenanceGuard(store)
-    on = published(lambda _: MaintenanceState(enabled=True))
+    on = with_new_epoch(lambda _: MaintenanceState(enabled=True))
     with store._lock:
         assert in_child(lambda: store.publish("default", on).enabled)
     assert not guard.is_active

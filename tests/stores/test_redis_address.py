@@ -80,7 +80,7 @@ def test_a_prefix_is_required(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "what"),
     [
-        ("redis://h?prefix=a&prefix=b", "prefix is given 2 times"),
+        ("redis://h?prefix=a&prefix=b", "prefix is given more than once"),
         ("redis://h:port?prefix=a", "not a Redis URL"),
         ("redis://h:0?prefix=a", "not a Redis URL"),
         (f"redis://:{SECRET}/x@h?prefix=a", "not a Redis URL"),

@@ -21,26 +21,25 @@ from fastapi_maintenance.stores import TemporaryStoreError
 from fastapi_maintenance.stores import redis as module
 from fastapi_maintenance.stores.redis import RedisStore
 from fastapi_maintenance.switch import DrainOptions
+from tests.guards import switch_of
+from tests.servers import free_port
 from tests.stores.redis_proxy import Proxy
 from tests.stores.redis_server import (
     RedisServer,
-    free_port,
     serving,
     shared_server,
-    until,
 )
 from tests.stores.redis_workers import (
     NAME,
     another,
-    eventually,
     fresh_url,
     joined,
     listed,
     on,
     publish,
     report,
-    switch,
 )
+from tests.waiting import eventually, until
 
 pytestmark = [pytest.mark.redis, pytest.mark.anyio]
 
@@ -136,7 +135,7 @@ async def test_a_frozen_server_slows_no_request(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         store = RedisStore.from_url(server.url())
         publish(store, enabled=False)
-        operator = switch(store)
+        operator = switch_of(store)
         kept = another(store)
         with joined(kept):
             await operator.drain(DrainOptions(timeout=5), enable=EnableOptions())
@@ -149,7 +148,9 @@ async def test_a_frozen_server_slows_no_request(tmp_path: Path) -> None:
                 admission.release()
             assert time.monotonic() - started < 0.5
             threading.Timer(2.5, server.thaw).start()
-            done = await operator.wait(publication, DrainOptions(timeout=20))
+            done = await operator.wait_until_drained(
+                publication, DrainOptions(timeout=20)
+            )
             assert done.outcome == "drained"
             assert done.seconds > 2
 
@@ -158,7 +159,7 @@ async def test_a_partition_ends_in_lost_and_heals(
     proxy: Proxy, near: RedisStore, far: RedisStore
 ) -> None:
     """A worker that is cut off is never *drained*, and is after it has come back."""
-    operator = switch(near)
+    operator = switch_of(near)
     kept = another(far)
     with joined(kept):
         publish(near, enabled=True)
@@ -209,7 +210,7 @@ def test_operators_are_told_within_seconds() -> None:
 
 
 def test_a_host_name_that_cannot_be_is_a_store_error() -> None:
-    """A way to Redis that cannot even be begun is told as one that does not answer."""
+    """A host name that cannot be encoded is an outage like any other."""
     store = RedisStore.from_url("redis://redis..internal/0?prefix=shop")
     with pytest.raises(TemporaryStoreError, match=r"redis\.\.internal:6379/0: .*idna"):
         store.read(NAME)
@@ -245,7 +246,7 @@ async def test_a_restart_does_not_end_maintenance(tmp_path: Path, keep: bool) ->
     with serving(tmp_path) as server:
         store = RedisStore.from_url(server.url())
         publish(store, enabled=False)
-        operator = switch(store)
+        operator = switch_of(store)
         kept = another(store)
         with joined(kept):
             state = publish(store, enabled=True)
@@ -274,7 +275,7 @@ async def test_a_drain_that_saw_the_workers_outlives_a_loss(tmp_path: Path) -> N
     with serving(tmp_path) as server:
         store = RedisStore.from_url(server.url())
         publish(store, enabled=False)
-        operator = switch(store)
+        operator = switch_of(store)
         kept = another(store)
         looks: list[Verdict] = []
         with joined(kept):
@@ -362,7 +363,7 @@ def test_subscriptions_that_are_allowed_later_are_taken_up(
 
 def test_a_worker_belongs_to_no_event_loop(near: RedisStore) -> None:
     """Test clients that run each request on a loop of its own see one worker."""
-    operator = switch(near)
+    operator = switch_of(near)
     asyncio.run(operator.join())
     asyncio.run(operator.enable(EnableOptions()))
     assert operator.state.enabled is True

@@ -11,29 +11,27 @@ from pathlib import Path
 import pytest
 import redis
 import trustme
-from redis.backoff import NoBackoff
 from redis.exceptions import MasterDownError, MovedError
-from redis.retry import Retry
 
 from fastapi_maintenance import StoreError
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.stores import TemporaryStoreError, open_store
-from fastapi_maintenance.stores.redis import RedisStore, acl_line, explained
+from fastapi_maintenance.stores.redis import RedisStore, acl_line, translate
 from fastapi_maintenance.switch import DrainOptions
+from tests.guards import switch_of
 from tests.stores.redis_proxy import TlsProxy
 from tests.stores.redis_server import PASSWORD, serving, shared_server
 from tests.stores.redis_workers import (
     NAME,
     another,
-    eventually,
     fresh_url,
     joined,
     listed,
     on,
     publish,
     report,
-    switch,
 )
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.redis, pytest.mark.anyio]
 
@@ -66,7 +64,7 @@ async def test_the_least_rights_are_enough(
 ) -> None:
     """The documented ACL line allows everything, and nothing is complained of."""
     store = login(*LEAST)
-    operator = switch(store)
+    operator = switch_of(store)
     kept = another(store)
     with joined(kept):
         done = await operator.drain(DrainOptions(timeout=5), enable=EnableOptions())
@@ -278,7 +276,7 @@ def test_every_refusal_is_one_line_with_a_remedy(
     temporary: bool,  # a case's expectation
 ) -> None:
     """Whatever Redis says becomes one line, tried again only if that may help."""
-    found = explained(error, "redis://h", "shop")
+    found = translate(error, "redis://h", "shop")
     assert what in str(found)
     assert "\n" not in str(found)
     assert isinstance(found, TemporaryStoreError) is temporary
@@ -294,11 +292,3 @@ async def test_the_log_has_no_password(caplog: pytest.LogCaptureFixture) -> None
     text = f"{caplog.text} {store!r} {store.location}"
     assert PASSWORD not in text
     assert "pass-w0rd" not in text
-
-
-def test_the_server_of_these_tests_wants_a_password() -> None:
-    """What these tests show, they show for a server with a password."""
-    once = Retry(NoBackoff(), 0)
-    client = redis.Redis(port=shared_server().port, retry=once)
-    with client, pytest.raises(redis.AuthenticationError):
-        client.ping()

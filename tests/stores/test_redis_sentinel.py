@@ -14,22 +14,21 @@ from redis.sentinel import Sentinel
 
 from fastapi_maintenance import MaintenanceState, StoreError
 from fastapi_maintenance.stores.redis import RedisStore
+from tests.servers import free_port
 from tests.stores.redis_server import (
     PASSWORD,
     RedisServer,
     find_program,
-    free_port,
     serving,
-    until,
 )
 from tests.stores.redis_workers import (
     NAME,
     another,
-    eventually,
     joined,
     listed,
     publish,
 )
+from tests.waiting import eventually, until
 
 pytestmark = [pytest.mark.redis, pytest.mark.anyio]
 

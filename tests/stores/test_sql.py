@@ -3,27 +3,24 @@
 import contextlib
 import os
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import anyio
-import anyio.to_thread
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 
 from fastapi_maintenance import MaintenanceState, StoreError, open_store
-from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.changes import EnableOptions, with_new_epoch
 from fastapi_maintenance.fence import WorkerReport
 from fastapi_maintenance.processes import ProcessIdentity
 from fastapi_maintenance.stores.sql import SQLStore, schema
-from fastapi_maintenance.switch import DrainOptions, Switch
-from tests.stores.children import in_child
-from tests.stores.redis_server import until
+from fastapi_maintenance.switch import DrainOptions
+from tests.guards import switch_of
+from tests.stores.children import ended, in_child
 from tests.stores.sql_server import fresh_url, shared_server
+from tests.waiting import eventually
 
 NAME = "default"
 ON = MaintenanceState(enabled=True, message="upgrade")
@@ -106,8 +103,8 @@ def test_state_comes_back_whole(url: str, opened: Open) -> None:
     assert found.to_json() == state.to_json()
 
 
-def test_what_a_change_raises_passes_through(store: SQLStore) -> None:
-    """A change that fails is not stored, and neither is the switch it would set."""
+def test_change_that_fails_first_leaves_nothing(store: SQLStore) -> None:
+    """A first publication that fails has not set the switch to anything."""
 
     def fail(_: MaintenanceState | None) -> MaintenanceState:
         raise LookupError
@@ -116,101 +113,50 @@ def test_what_a_change_raises_passes_through(store: SQLStore) -> None:
         with pytest.raises(LookupError):
             store.publish(NAME, fail)
         assert store.read(NAME) is None
-    state = store.publish(NAME, published(on))
-    with pytest.raises(LookupError):
-        store.publish(NAME, fail)
-    assert store.read(NAME) == state
 
 
-def test_epoch_must_grow(store: SQLStore) -> None:
-    """A state whose epoch is not larger than the stored one is not stored."""
-    store.publish(NAME, lambda _: ON.replace(epoch=5))
-    with pytest.raises(StoreError, match="epoch 5 is not larger"):
-        store.publish(NAME, lambda _: MaintenanceState(epoch=5))
-    assert store.read(NAME) == ON.replace(epoch=5)
-
-
-def test_racing_writers_lose_nothing(url: str, opened: Open) -> None:
-    """Each of many publications at once sees the one before it, the first ones too."""
+@pytest.mark.parametrize("first", ["publish", "report"])
+def test_stores_that_make_the_tables_at_once(
+    url: str, opened: Open, first: str
+) -> None:
+    """Many stores whose first use is at the same moment lose nothing."""
     stores = [opened(url) for _ in range(6)]
+
+    def use(store: SQLStore) -> None:
+        if first == "publish":
+            store.publish(NAME, one_more)
+        else:
+            store.report(NAME, report(f"w{id(store)}"))
+
     with ThreadPoolExecutor(len(stores)) as pool:
-        for _ in range(5):
-            list(pool.map(lambda store: store.publish(NAME, one_more), stores))
-    found = stores[0].read(NAME)
-    assert found is not None
-    assert found.message == "30"
+        list(pool.map(use, stores))
+    if first == "publish":
+        found = stores[0].read(NAME)
+        assert found is not None
+        assert found.message == "6"
+    else:
+        roster = stores[0].roster(NAME)
+        assert roster.complete
+        assert len(roster.members) == len(roster.workers) == len(stores)
 
 
-def test_report_makes_the_roster(store: SQLStore) -> None:
-    """The first report makes a complete roster; later ones replace their own."""
-    first = store.report(NAME, report("a", current=1))
-    assert first.generation
-    assert (first.complete, first.replaced, first.young) == (True, False, False)
-    again = store.report(NAME, report("a", current=2))
-    assert again == first._replace(replaced=True)
-    assert not store.report(NAME, report("b")).replaced
-    roster = store.roster(NAME)
-    assert (roster.generation, roster.complete) == (first.generation, True)
-    assert roster.members == {"a", "b"}
-    assert [(w.id, w.current, w.liveness) for w in roster.workers] == [
-        ("a", 2, "alive"),
-        ("b", 0, "alive"),
-    ]
-    assert 0 <= roster.age < 5
-    assert all(0 <= worker.age < 5 for worker in roster.workers)
-
-
-def test_roster_of_one_who_remembers_is_incomplete(store: SQLStore) -> None:
-    """A worker that was in an older roster makes one that is not complete."""
-    assert not store.report(NAME, report("a", generation="older")).complete
-    assert not store.roster(NAME).complete
-
-
-def test_racing_workers_join_one_roster(url: str, opened: Open) -> None:
-    """Workers that join at the same moment are all on one list."""
-    stores = [opened(url) for _ in range(6)]
-    with ThreadPoolExecutor(len(stores)) as pool:
-        receipts = list(
-            pool.map(lambda store: store.report(NAME, report(f"w{id(store)}")), stores)
-        )
-    assert len({receipt.generation for receipt in receipts}) == 1
-    assert all(receipt.complete for receipt in receipts)
-    assert len(stores[0].roster(NAME).members) == len(stores)
-    assert len(stores[0].roster(NAME).workers) == len(stores)
-
-
-def test_confirm_marks_the_present_generation_only(store: SQLStore) -> None:
-    """Testimony makes a new generation; to mark an older one changes nothing."""
-    first = store.report(NAME, report("a")).generation
-    second = store.confirm(NAME, first, complete=False)
-    assert second not in {"", first}
-    assert not store.roster(NAME).complete
-    assert store.confirm(NAME, first, complete=True) == second
-    assert not store.roster(NAME).complete
-    assert store.confirm(NAME, second, complete=True) == second
-    assert store.roster(NAME).complete
-    assert store.roster(NAME).members == {"a"}
-
-
-def test_confirm_without_a_roster(store: SQLStore) -> None:
-    """Where no worker has joined there is nothing to mark."""
-    store.publish(NAME, published(on))
-    assert store.confirm(NAME, "g", complete=False) == ""
-    assert store.roster(NAME).generation == ""
-
-
-def test_removed_worker_is_gone(store: SQLStore) -> None:
-    """It is off the list with its report; its next report is a new one."""
+def test_ages_are_by_the_clock_of_the_database(store: SQLStore) -> None:
+    """A roster and a report that were just made are young."""
     store.report(NAME, report("a"))
-    store.report(NAME, report("b"))
-    store.remove(NAME, "a")
-    store.remove(NAME, "a")
-    store.remove("other", "b")
     roster = store.roster(NAME)
-    assert roster.members == {"b"}
-    assert [worker.id for worker in roster.workers] == ["b"]
+    assert 0 <= roster.age < 5
+    assert 0 <= roster.workers[0].age < 5
+
+
+def test_removing_concerns_one_switch(store: SQLStore) -> None:
+    """A worker is removed from the switch that is named, once or twice."""
+    store.report(NAME, report("a"))
+    store.remove("other", "a")
+    assert store.roster(NAME).members == {"a"}
+    store.remove(NAME, "a")
+    store.remove(NAME, "a")
+    assert store.roster(NAME).members == set()
     assert not store.report(NAME, report("a")).replaced
-    assert store.roster(NAME).members == {"a", "b"}
 
 
 def test_report_that_is_gone_was_not_replaced(store: SQLStore) -> None:
@@ -235,9 +181,7 @@ def test_silent_is_not_dead(store: SQLStore) -> None:
 
 def test_dead_is_proven_by_the_process_table(store: SQLStore) -> None:
     """A worker whose process is gone is dead at once."""
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    store.report(NAME, report("a", pid=ended.pid))
+    store.report(NAME, report("a", pid=ended()))
     (worker,) = store.roster(NAME).workers
     assert worker.liveness == "dead"
 
@@ -264,9 +208,20 @@ def test_reports_without_a_list_are_no_roster(store: SQLStore) -> None:
     assert store.roster(NAME).generation == ""
 
 
+def test_list_of_workers_that_cannot_be_read_is_a_lost_one(store: SQLStore) -> None:
+    """It cannot be confirmed or left, and the next report makes a new one."""
+    first = store.report(NAME, report("a"))
+    run(store, "UPDATE {}_switches SET members = '[]'")
+    assert store.confirm(NAME, first.generation, complete=True) == ""
+    store.remove(NAME, "b")
+    again = store.report(NAME, report("a", generation=first.generation))
+    assert again.generation != first.generation
+    assert not again.complete
+
+
 def test_damaged_state_counts_as_closed(store: SQLStore) -> None:
     """It cannot be read, a change sees an enabled state, and publishing repairs it."""
-    store.publish(NAME, published(lambda _: MaintenanceState()))
+    store.publish(NAME, with_new_epoch(lambda _: MaintenanceState()))
     run(store, "UPDATE {}_switches SET state = 'no JSON'")
     with pytest.raises(StoreError, match=r"'default' in .*_switches .*is not a state"):
         store.read(NAME)
@@ -276,25 +231,21 @@ def test_damaged_state_counts_as_closed(store: SQLStore) -> None:
         found.append(before)
         return MaintenanceState()
 
-    store.publish(NAME, published(off))
+    store.publish(NAME, with_new_epoch(off))
     assert found == [MaintenanceState(enabled=True)]
     assert store.read(NAME) is not None
 
 
-def test_switches_and_prefixes_are_separate(url: str, opened: Open) -> None:
-    """Neither another name nor another prefix in the same schema sees a change."""
+def test_prefixes_are_separate(url: str, opened: Open) -> None:
+    """Another prefix in the same schema sees no change."""
     store = opened(url)
     other = opened(url.partition("?")[0], prefix=f"{store.prefix}x")
-    store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
     store.report(NAME, report("a"))
-    assert store.read("other") is None
     assert other.read(NAME) is None
-    assert store.roster("other").members == frozenset()
     assert other.roster(NAME).members == frozenset()
-    other.publish(NAME, published(lambda _: MaintenanceState()))
-    found = store.read(NAME)
-    assert found is not None
-    assert found.enabled
+    other.publish(NAME, with_new_epoch(lambda _: MaintenanceState()))
+    assert store.read(NAME) == state
 
 
 def test_schema_makes_what_the_store_uses(url: str, opened: Open) -> None:
@@ -305,7 +256,7 @@ def test_schema_makes_what_the_store_uses(url: str, opened: Open) -> None:
             connection.execute(text(statement))
     assert store._has_tables()
     store.report(NAME, report("a"))
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
     assert opened(url).read(NAME) == state
 
 
@@ -343,7 +294,7 @@ def test_sqlite_engine_that_begins_by_itself(tmp_path: Path, opened: Open) -> No
 
     store = opened(engine)
     store.report(NAME, report("a"))
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
     assert store.read(NAME) == state
     assert store.roster(NAME).members == {"a"}
     engine.dispose()
@@ -369,7 +320,7 @@ def test_open_store_knows_the_url(url: str) -> None:
 def test_forked_child_uses_connections_of_its_own(url: str, opened: Open) -> None:
     """A child reads for itself, and its end does not end the parent's connection."""
     store = opened(url)
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
 
     def child() -> bool:
         store.forked()
@@ -381,18 +332,6 @@ def test_forked_child_uses_connections_of_its_own(url: str, opened: Open) -> Non
     assert store.read(NAME) == state
 
 
-def switch_at(store: SQLStore) -> Switch:
-    """Return a switch that does not wait for workers of older rosters."""
-    switch = Switch(store, NAME)
-    switch.settling = 0
-    return switch
-
-
-async def eventually(condition: Callable[[], object], what: str) -> None:
-    """Wait until a condition holds, while the loop runs."""
-    await anyio.to_thread.run_sync(until, condition, 10.0, what)
-
-
 def elsewhere(url: str) -> str:
     """Return a URL of the same tables, whose worker is another one of this process."""
     if url.startswith("sqlite"):
@@ -402,7 +341,7 @@ def elsewhere(url: str) -> str:
 
 async def test_stores_of_one_place_share_a_worker(url: str, opened: Open) -> None:
     """Two guards with one URL are one worker with one keeper, and one report."""
-    one, other = switch_at(opened(url)), switch_at(opened(url))
+    one, other = switch_of(opened(url)), switch_of(opened(url))
     assert one.keeper is other.keeper
     assert one.worker is other.worker
     async with one.attached(), other.attached():
@@ -416,7 +355,7 @@ async def test_stores_of_one_place_share_a_worker(url: str, opened: Open) -> Non
 
 async def test_workers_acknowledge_within_a_tick(url: str, opened: Open) -> None:
     """``enable`` returns when every worker has adopted, which a tick is enough for."""
-    workers = [switch_at(opened(url)), switch_at(opened(elsewhere(url)))]
+    workers = [switch_of(opened(url)), switch_of(opened(elsewhere(url)))]
     operator = workers[0]
     async with workers[0].attached(), workers[1].attached():
         for _ in range(2):
@@ -433,7 +372,7 @@ async def test_workers_acknowledge_within_a_tick(url: str, opened: Open) -> None
 
 async def test_drain_waits_for_what_is_in_flight(url: str, opened: Open) -> None:
     """A request of another worker makes it busy, and its end makes it drained."""
-    operator, busy = switch_at(opened(url)), switch_at(opened(elsewhere(url)))
+    operator, busy = switch_of(opened(url)), switch_of(opened(elsewhere(url)))
     async with operator.attached(), busy.attached():
         admission = busy.worker.admit("POST /orders")
         assert admission is not None
@@ -458,14 +397,14 @@ async def test_what_is_lost_is_written_back(
 ) -> None:
     """Workers restore the enabled state and say that the roster is not complete."""
     store = opened(url)
-    switch = switch_at(store)
+    switch = switch_of(store)
     async with switch.attached():
         state = (await switch.enable(EnableOptions(message="upgrade"))).state
         for statement in loss:
             run(store, statement)
-        await eventually(lambda: store.read(NAME) == state, "it is written back")
-        await eventually(lambda: store.roster(NAME).members, "it joins again")
-        await eventually(lambda: not store.roster(NAME).complete, "it testifies")
+        await eventually(lambda: store.read(NAME) == state, what="it is written back")
+        await eventually(lambda: store.roster(NAME).members, what="it joins again")
+        await eventually(lambda: not store.roster(NAME).complete, what="it testifies")
         report = await switch.drain(DrainOptions(timeout=5))
         assert report.outcome == "lost"
         assert "--workers N" in report.reason
@@ -477,7 +416,7 @@ async def test_what_is_lost_is_written_back(
 async def test_older_backup_does_not_open(url: str, opened: Open) -> None:
     """A state from before is replaced by the one that workers know."""
     store = opened(url)
-    switch = switch_at(store)
+    switch = switch_of(store)
     async with switch.attached():
         before = (await switch.disable()).state
         state = (await switch.enable(EnableOptions(message="upgrade"))).state
@@ -486,16 +425,16 @@ async def test_older_backup_does_not_open(url: str, opened: Open) -> None:
                 text(f"UPDATE {store.prefix}_switches SET state = :state"),
                 {"state": before.to_json()},
             )
-        await eventually(lambda: store.read(NAME) == state, "it is written back")
+        await eventually(lambda: store.read(NAME) == state, what="it is written back")
         assert switch.worker.state == state
 
 
 async def test_deleted_sqlite_file_is_noticed(tmp_path: Path, opened: Open) -> None:
     """Workers find the new file in its place, and write back what it lacks."""
     store = opened(f"sqlite:///{tmp_path}/shop.db")
-    switch = switch_at(store)
+    switch = switch_of(store)
     async with switch.attached():
         state = (await switch.enable(EnableOptions(message="upgrade"))).state
         (tmp_path / "shop.db").unlink()
-        await eventually(lambda: store.read(NAME) == state, "it is written back")
-        await eventually(lambda: not store.roster(NAME).complete, "it testifies")
+        await eventually(lambda: store.read(NAME) == state, what="it is written back")
+        await eventually(lambda: not store.roster(NAME).complete, what="it testifies")

@@ -12,17 +12,18 @@ import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from fastapi_maintenance import MaintenanceState, StoreError
-from fastapi_maintenance.changes import EnableOptions, published
+from fastapi_maintenance.changes import EnableOptions, with_new_epoch
 from fastapi_maintenance.fence import Roster, Verdict
 from fastapi_maintenance.stores import TemporaryStoreError
 from fastapi_maintenance.stores.sql import schema
 from fastapi_maintenance.switch import DrainOptions, Switch
-from tests.stores.redis_server import until
+from tests.guards import switch_of
 from tests.stores.sql_server import SQLServer, fresh_url, serving, shared_server
 from tests.stores.test_sql import NAME, Open, on, one_more, opened, report
+from tests.waiting import eventually, until
 
 __all__ = ["opened"]  # a fixture
 
@@ -59,19 +60,19 @@ def in_the_way(server: SQLServer, *statements: str) -> Iterator[Callable[[], Non
 def test_killed_in_the_middle_of_a_publication(server: SQLServer, opened: Open) -> None:
     """The state before stands, and the same store goes on with the next server."""
     store = opened(fresh_url(server))
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
 
     def crash(_: MaintenanceState | None) -> MaintenanceState:
         server.kill()
         return MaintenanceState()
 
     with pytest.raises(TemporaryStoreError, match="does not answer"):
-        store.publish(NAME, published(crash))
+        store.publish(NAME, with_new_epoch(crash))
     with pytest.raises(TemporaryStoreError, match="does not answer"):
         store.read(NAME)
     server.start()
     assert store.read(NAME) == state
-    assert store.publish(NAME, published(off)) == store.read(NAME)
+    assert store.publish(NAME, with_new_epoch(off)) == store.read(NAME)
 
 
 @pytest.mark.sql
@@ -83,21 +84,20 @@ def test_publication_tries_to_connect_for_a_while(
     store.read(NAME)
     server.stop()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(store.publish, NAME, published(on))
+        done = pool.submit(store.publish, NAME, with_new_epoch(on))
         server.start()
         assert done.result().enabled
     server.stop()
     begun = time.monotonic()
     with pytest.raises(TemporaryStoreError):
-        store.publish(NAME, published(off))
+        store.publish(NAME, with_new_epoch(off))
     assert time.monotonic() - begun >= 3
 
 
 @pytest.mark.sql
 async def test_killed_in_the_middle_of_a_wait(server: SQLServer, opened: Open) -> None:
     """The wait outlives a crash and a restart, and then tells what is true."""
-    switch = Switch(opened(fresh_url(server)), NAME)
-    switch.settling = 0
+    switch = switch_of(opened(fresh_url(server)))
     async with switch.attached():
         admission = switch.worker.admit("POST /orders")
         assert admission is not None
@@ -134,14 +134,14 @@ async def test_workers_keep_what_they_know(server: SQLServer, opened: Open) -> N
         with pytest.raises(TemporaryStoreError):
             await switch.read()
         checked = switch.worker.checked
-        await anyio.to_thread.run_sync(until, lambda: switch.worker.checked > checked)
+        await eventually(lambda: switch.worker.checked > checked)
         assert switch.worker.state == state
         server.start()
 
 
 @pytest.mark.sql
 def test_one_connection_is_enough(opened: Open) -> None:
-    """A user with one connection can do all; the next process is told so."""
+    """One connection is enough for a process; an error tells the next one so."""
     server = shared_server()
     user = server.add_user("CREATE", limit=1)
     store = opened(server.url(user=user))
@@ -167,7 +167,7 @@ def _is_connected(server: SQLServer, user: str) -> bool:
 
 @pytest.mark.sql
 def test_pool_without_a_free_connection(opened: Open) -> None:
-    """An application that uses up the engine it has passed is told so in time."""
+    """A pool that the application has used up is an outage, and names the remedy."""
     engine = create_engine(
         shared_server().url(), pool_size=1, max_overflow=0, pool_timeout=0.1
     )
@@ -187,7 +187,7 @@ def test_idle_connections_may_be_closed(opened: Open) -> None:
     server = shared_server()
     user = server.add_user("CREATE")
     store = opened(server.url(user=user))
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
     query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s"
     assert server.run(query, user)
     assert store.read(NAME) == state
@@ -202,7 +202,7 @@ def test_no_transaction_stays_open(opened: Open) -> None:
     query = "SELECT state, xact_start FROM pg_stat_activity WHERE usename = %s"
     for call in (
         lambda: store.read(NAME),
-        lambda: store.publish(NAME, published(on)),
+        lambda: store.publish(NAME, with_new_epoch(on)),
         lambda: store.report(NAME, report("a")),
         lambda: store.roster(NAME),
         lambda: store.remove(NAME, "a"),
@@ -219,7 +219,7 @@ def test_switch_that_another_writer_makes_first(opened: Open) -> None:
     store._make_tables()
     made = f"INSERT INTO {store.prefix}_switches (name) VALUES ('{NAME}')"
     with in_the_way(server, made) as commit, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(store.publish, NAME, published(on))
+        done = pool.submit(store.publish, NAME, with_new_epoch(on))
         until(lambda: waits_for_lock(server), what="the publication waits")
         commit()
         assert done.result() == store.read(NAME)
@@ -244,11 +244,11 @@ def test_lock_that_is_held_for_ever(opened: Open) -> None:
     """A publication that cannot have the lock ends with an error in some seconds."""
     server = shared_server()
     store = opened(f"{fresh_url(server)}&options=-c%20statement_timeout%3D200")
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
     lock = f"SELECT * FROM {store.prefix}_switches FOR UPDATE"
     with in_the_way(server, lock):
         with pytest.raises(TemporaryStoreError, match="statement timeout"):
-            store.publish(NAME, published(off))
+            store.publish(NAME, with_new_epoch(off))
         assert store.read(NAME) == state
 
 
@@ -259,7 +259,7 @@ def test_stopped_worker_locks_no_one_out(opened: Open) -> None:
     url = fresh_url(server)
     limit = "options=-c%20idle_in_transaction_session_timeout%3D100"
     stopped, store = opened(f"{url}&{limit}"), opened(url)
-    stopped.publish(NAME, published(off))
+    stopped.publish(NAME, with_new_epoch(off))
     released, holds = threading.Event(), threading.Event()
 
     def stop(_: MaintenanceState | None) -> MaintenanceState:
@@ -268,10 +268,10 @@ def test_stopped_worker_locks_no_one_out(opened: Open) -> None:
         return MaintenanceState()
 
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(stopped.publish, NAME, published(stop))
+        done = pool.submit(stopped.publish, NAME, with_new_epoch(stop))
         try:
             assert holds.wait(30)
-            state = store.publish(NAME, published(on))
+            state = store.publish(NAME, with_new_epoch(on))
         finally:
             released.set()
         with pytest.raises(TemporaryStoreError):
@@ -280,18 +280,17 @@ def test_stopped_worker_locks_no_one_out(opened: Open) -> None:
 
 
 @pytest.mark.sql
-@pytest.mark.parametrize("writable", ["any", "read-write"])
-def test_read_only_database(opened: Open, writable: str) -> None:
+@pytest.mark.parametrize("query", ["", "&target_session_attrs=any"])
+def test_read_only_database(opened: Open, query: str) -> None:
     """A replica, or a primary that became one, is an outage."""
-    query = f"target_session_attrs={writable}" if writable == "any" else ""
     limit = "options=-c%20default_transaction_read_only%3Don"
     url = fresh_url()
-    opened(url).publish(NAME, published(off))
-    store = opened(f"{url}&{limit}&{query}")
+    opened(url).publish(NAME, with_new_epoch(off))
+    store = opened(f"{url}&{limit}{query}")
     with pytest.raises(TemporaryStoreError, match="read-only"):
         store.report(NAME, report("a"))
     with pytest.raises(TemporaryStoreError, match="read-only"):
-        store.publish(NAME, published(on))
+        store.publish(NAME, with_new_epoch(on))
 
 
 @pytest.mark.sql
@@ -310,14 +309,70 @@ def test_read_only_engine_of_the_application(opened: Open) -> None:
     engine.dispose()
 
 
+FAIL_ONCE = """
+CREATE SEQUENCE {prefix}_tries;
+CREATE FUNCTION {prefix}_fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('{prefix}_tries') = 1 THEN
+        RAISE EXCEPTION 'said the test' USING ERRCODE = '{code}';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON {prefix}_switches
+    DEFERRABLE INITIALLY {when} FOR EACH ROW EXECUTE FUNCTION {prefix}_fail();
+"""
+
+
+@pytest.mark.sql
+@pytest.mark.parametrize("when", ["IMMEDIATE", "DEFERRED"])
+@pytest.mark.parametrize("code", ["40001", "40P01"])
+def test_what_the_database_has_rolled_back_is_repeated(
+    opened: Open, code: str, when: str
+) -> None:
+    """A deadlock or a serialization failure fails nobody, in a commit neither."""
+    server = shared_server()
+    store = opened(fresh_url(server))
+    generation = store.report(NAME, report("a")).generation
+    server.run(FAIL_ONCE.format(prefix=store.prefix, code=code, when=when))
+    assert store.publish(NAME, with_new_epoch(on)) == store.read(NAME)
+    server.run(f"ALTER SEQUENCE {store.prefix}_tries RESTART")
+    assert store.confirm(NAME, generation, complete=False) != generation
+    assert server.run(f"SELECT last_value FROM {store.prefix}_tries") == [(2,)]
+
+
+@pytest.mark.sql
+def test_commit_of_which_nothing_is_known_is_not_repeated(opened: Open) -> None:
+    """It may have been carried out, so only a person can tell."""
+    server = shared_server()
+    store = opened(fresh_url(server))
+    store.report(NAME, report("a"))
+    server.run(FAIL_ONCE.format(prefix=store.prefix, code="40003", when="DEFERRED"))
+    with pytest.raises(TemporaryStoreError, match="does not answer: said the test"):
+        store.publish(NAME, with_new_epoch(on))
+    assert server.run(f"SELECT last_value FROM {store.prefix}_tries") == [(1,)]
+
+
+def test_busy_sqlite_file_is_tried_again(tmp_path: Path, opened: Open) -> None:
+    """A file that another program has locked for a moment fails no publication."""
+    store = opened(f"sqlite:///{tmp_path}/shop.db?timeout=0")
+    store.publish(NAME, with_new_epoch(off))
+    refused = threading.Event()
+    event.listen(store._engine, "handle_error", lambda _: refused.set())
+    with store._engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        other.exec_driver_sql("BEGIN EXCLUSIVE")
+        done = pool.submit(store.publish, NAME, with_new_epoch(on))
+        assert refused.wait(30)
+        other.rollback()
+        assert done.result().enabled
+
+
 def test_busy_sqlite_file_is_an_outage(tmp_path: Path, opened: Open) -> None:
     """A file that another program keeps locked is waited for, then an outage."""
     store = opened(f"sqlite:///{tmp_path}/shop.db?timeout=0.1")
-    state = store.publish(NAME, published(on))
+    state = store.publish(NAME, with_new_epoch(on))
     with store._engine.connect() as other:
         other.exec_driver_sql("BEGIN EXCLUSIVE")
         with pytest.raises(TemporaryStoreError, match="database is locked"):
-            store.publish(NAME, published(off))
+            store.publish(NAME, with_new_epoch(off))
         with pytest.raises(TemporaryStoreError, match="database is locked"):
             store.read(NAME)
     assert store.read(NAME) == state
@@ -338,5 +393,5 @@ async def test_start_fails_when_the_database_refuses(opened: Open) -> None:
 def test_driver_error_that_was_not_translated(tmp_path: Path, opened: Open) -> None:
     """An error that SQLAlchemy passes on as it came is an outage, not a crash."""
     store = opened(f"sqlite:///{tmp_path}/shop.db")
-    assert isinstance(store._explained(psycopg.OperationalError()), TemporaryStoreError)
-    assert "OperationalError" in str(store._explained(psycopg.OperationalError()))
+    assert isinstance(store._translate(psycopg.OperationalError()), TemporaryStoreError)
+    assert "OperationalError" in str(store._translate(psycopg.OperationalError()))

@@ -1,4 +1,4 @@
-"""HTML files of one piece: their placeholders, and the policy for their code."""
+"""Self-contained HTML files: their placeholders, and a policy for their code."""
 
 import base64
 import hashlib
@@ -13,12 +13,12 @@ from starlette.responses import HTMLResponse, Response
 _PLACEHOLDER: Final = re.compile(r"\{\{ ?([a-z_]+) ?\}\}")
 
 
-class Document:
-    """One self-contained HTML file, and the policy that lets its own code run only.
+class HtmlFile:
+    """A self-contained HTML file, and a policy that lets only its own code run.
 
     Args:
-        text: The file's content; every ``<script>`` and ``<style>`` of it is allowed.
-        policy: Directives beside those of the code.
+        text: The file's content. Its ``<script>`` and ``<style>`` elements are allowed.
+        policy: Further directives of its ``Content-Security-Policy``.
     """
 
     def __init__(self, text: str, policy: str) -> None:
@@ -30,13 +30,13 @@ class Document:
         self.policy: str = "; ".join(["default-src 'none'", *allowed, policy])
 
     @classmethod
-    def beside(cls, module: str, name: str, policy: str) -> Self:
-        """Return a document of the package, beside the file of a module."""
+    def load(cls, module: str, name: str, policy: str) -> Self:
+        """Return a file of the package that is in the directory of a module."""
         text = Path(module).with_name(name).read_text(encoding="utf-8")
         return cls(text, policy)
 
     def response(self, values: Mapping[str, str]) -> Response:
-        """Return it with its placeholders filled, escaped."""
+        """Return it with its placeholders replaced, escaped."""
         return HTMLResponse(
             filled(self.text, values),
             headers={
