@@ -20,6 +20,7 @@ from .changes import (
     Changes,
     EnableOptions,
     SupersededError,
+    close_after_of_others,
     default_actor,
     is_at_least_as_strict,
     new_holder,
@@ -522,7 +523,7 @@ class Switch:
             if present is None or present.tag != published_state.tag:
                 raise SupersededError
             if before is not None and before.enabled:
-                return before.replace(close_after=None)
+                return before.replace(close_after=close_after_of_others(before))
             changes = Changes(now=self.clock())
             return changes.turn_off(present, actor=published_state.actor, force=True)
 
@@ -606,12 +607,15 @@ async def _in_thread_to_its_end(work: Callable[..., T], *arguments: object) -> T
     """
     ended: list[T | Exception] = []
 
+    def in_thread() -> T | Exception:
+        try:
+            return work(*arguments)
+        except Exception as error:  # noqa: BLE001  # raised below
+            return error
+
     async def run() -> None:
         with anyio.CancelScope(shield=True):
-            try:
-                ended.append(await _in_thread(work, *arguments))
-            except Exception as error:  # noqa: BLE001  # raised below
-                ended.append(error)
+            ended.append(await _in_thread(in_thread))
 
     # In a task of its own, which a cancellation of this one does not reach.
     async with anyio.create_task_group() as group:

@@ -218,8 +218,7 @@ class Worker:
         self.checked: float = 0.0
         self.garbage: Garbage = Garbage()
         self._uncountable: str | None = None
-        # When older work is asked to end, and the adoption that it is older than.
-        self._closing: list[tuple[float, float]] = []
+        self._close_at: float | None = None
         self._tags: deque[str] = deque(maxlen=REMEMBERED_TAGS)
         # Reentrant: a finalizer that the garbage collector runs in here may admit work.
         self._lock = threading.RLock()
@@ -321,15 +320,11 @@ class Worker:
 
     def close_due(self) -> None:
         """Ask older work to end, if ``close_after`` has passed."""
-        if not self._closing:
+        due = self._close_at
+        if due is None or monotonic() < due:
             return
-        now = monotonic()
-        with self._lock:
-            due = [adopted for moment, adopted in self._closing if moment <= now]
-            self._closing = [entry for entry in self._closing if entry[0] > now]
-        for admission in self.old.copy() if due else ():
-            if admission.started > max(due):
-                continue  # It was let in under maintenance.
+        self._close_at = None
+        for admission in self.old.copy():
             try:
                 admission.close()
             except Exception:
@@ -399,13 +394,12 @@ class Worker:
         self.current.clear()
         self.edited = None
         self._tags.append(state.tag)
-        if not state.enabled:
-            self._closing.clear()
-        elif state.close_after is not None and self.old:
-            # What an earlier publication asked to end still has its own time, even if
-            # this one asks for nothing.
-            now = monotonic()
-            self._closing.append((now + state.close_after, now))
+        if state.close_after is None or not (state.enabled and self.old):
+            self._close_at = None
+        else:
+            # Another operator's publication does not postpone what was asked before.
+            due = monotonic() + state.close_after
+            self._close_at = min(due, self._close_at or due)
 
     def _read_for(self, admission: Admission) -> None:
         """Read the store for an admission, as its keeper has not for too long."""

@@ -133,7 +133,7 @@ OPTIONS = [
     ({"actor": "a\x1b[2J"}, ValueError, "one line"),
     ({"retry_after": -1}, ValueError, "retry_after"),
     ({"retry_after": 10**400}, ValueError, "retry_after"),
-    ({"retry_after": True}, TypeError, "seconds.*True"),
+    ({"retry_after": True}, ValueError, "retry_after must be seconds.*True"),
     ({"bypass_token": "short"}, ValueError, "16 characters"),
     ({"bypass_token": ""}, ValueError, "16 characters"),
     ({"bypass_token": "x" * 15 + "é"}, ValueError, "visible ASCII"),
