@@ -50,6 +50,5 @@ class EnvStore(MemoryStore):
         """
         raise StoreReadOnlyError(
             f"maintenance is set by the environment variable {self.variable} when the"
-            " service starts; change it there and restart, or use a file: or redis:"
-            " store"
+            " service starts; change it there and restart, or use another store"
         )
