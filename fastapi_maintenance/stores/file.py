@@ -71,7 +71,7 @@ class FileStore:
     """
 
     local: bool = True
-    poll_interval: float = 0.05
+    poll_interval: float = 0.06
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class FileStore:
 
     def read(self, name: str) -> MaintenanceState | None:
         """Read the state file; None when there is none."""
-        # Idle workers do this 20 times a second.
+        # Idle workers do this 16 times a second.
         path = self._state_paths.get(name)
         if path is None:
             path = self._state_paths[name] = str(self.state_path(name))
