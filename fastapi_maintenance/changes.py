@@ -184,9 +184,7 @@ class Changes:
             holders = (*holders, OPERATOR)
         state = options.state(now=self.now, since=since, holders=holders)
         if on is not None:
-            state = state.replace(
-                bypass=state.bypass or on.bypass, close_after=close_after_of_others(on)
-            )
+            state = state.replace(bypass=state.bypass or on.bypass)
         return _keep_unknown(before, state)
 
     def turn_off(
@@ -222,7 +220,6 @@ class Changes:
             if asked.retry_after is None
             else asked.retry_after,
             bypass=asked.bypass or before.bypass,
-            close_after=close_after_of_others(before),
             # The stricter of both: reads may disturb the work that did not allow them.
             read_only=before.read_only and asked.read_only,
         )
@@ -265,9 +262,7 @@ class Changes:
         return state.replace(
             since=state.since or state.starts_at,
             starts_at=None,
-            close_after=close_after_of_others(state)
-            if close_after is None
-            else close_after,
+            close_after=close_after,
         )
 
     def _unless_over(self, state: MaintenanceState | None) -> MaintenanceState | None:
@@ -320,11 +315,6 @@ def others_holding(state: MaintenanceState | None) -> list[str]:
     if state is None or not state.enabled:
         return []
     return sorted(set(state.holders) - {OPERATOR})
-
-
-def close_after_of_others(state: MaintenanceState) -> float | None:
-    """Return the ``close_after`` of a drain that others may still be waiting for."""
-    return state.close_after if others_holding(state) else None
 
 
 def is_at_least_as_strict(after: MaintenanceState, before: MaintenanceState) -> bool:

@@ -14,7 +14,8 @@ import os
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -35,6 +36,7 @@ from .stores import (
     location,
     poll_interval,
     read_state,
+    same_error,
 )
 from .worker import Worker
 
@@ -182,8 +184,11 @@ class Follower:
     def _reset(self) -> None:
         # Held while the store is used for this worker.
         self._io = threading.Lock()
-        self._joining = threading.Lock()
+        # Held while the worker joins or leaves, by this thread.
+        self._changing = threading.Lock()
+        self._changer: int | None = None
         self._failed: tuple[float, StoreError] | None = None
+        self._counting = threading.Lock()
         self._users = 0
         self._reported: WorkerReport | None = None
         self._reported_at = 0.0
@@ -196,37 +201,30 @@ class Follower:
         self.worker.notifier.reset()
         self._reset()
 
-    def join(self, patience: float = -1) -> None:
+    def join(self, deadline: float | None = None) -> None:
         """Join the store, before anything is admitted.
 
         Callers that waited for the same attempt get the same error, at once.
 
         Args:
-            patience: Seconds to wait for the attempt of another thread; for ever if it
-                is negative.
+            deadline: Until when to wait for the attempt of another thread, by the
+                monotonic clock.
 
         Raises:
             StoreError: If the worker has not joined.
         """
-        if self.worker.joined:
-            return
         asked = time.monotonic()
-        # Not for ever: each request would leave another thread behind a store that
-        # hangs.
-        if not self._joining.acquire(timeout=patience):
-            raise StoreError(f"{self.worker.title} is still joining")
-        try:
+        with self._joining_or_leaving(deadline):
             if self.worker.joined:
                 return
             if self._failed is not None and self._failed[0] > asked:
-                error = self._failed[1]
-                raise type(error)(str(error))
+                raise same_error(self._failed[1])
             try:
                 with self._io:
                     self._join()
                 self.keeper.start()
             except StoreError as error:
-                self._failed = time.monotonic(), type(error)(str(error))
+                self._failed = time.monotonic(), same_error(error)
                 raise
             except Exception as error:
                 # Without a thread, it would admit and never learn of a change.
@@ -235,45 +233,74 @@ class Follower:
                     f"{self.worker.title} cannot be joined:"
                     f" {type(error).__name__}: {error}"
                 )
-                self._failed = time.monotonic(), failed
+                self._failed = time.monotonic(), same_error(failed)
                 raise failed from error
+
+    @contextmanager
+    def _joining_or_leaving(self, deadline: float | None) -> Iterator[None]:
+        """Be the only thread that has the worker join or leave.
+
+        Raises:
+            StoreError: If another thread is at it for too long; or this very thread, as
+                the garbage collector may run work of the application anywhere.
+        """
+        patience = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        if self._changer == threading.get_ident() or not self._changing.acquire(
+            timeout=patience
+        ):
+            raise StoreError(f"{self.worker.title} is still joining or leaving")
+        self._changer = threading.get_ident()
+        try:
+            yield
         finally:
-            self._joining.release()
+            self._changer = None
+            self._changing.release()
+
+    def add_user(self) -> None:
+        """Keep this worker from leaving; ``leave`` takes it back."""
+        with self._counting:
+            self._users += 1
 
     def enter(self) -> None:
         """Join for one more user of this worker."""
-        self.join()
+        # First, as another user may be leaving at this moment.
         self.add_user()
-
-    def add_user(self) -> None:
-        """Keep this worker joined for one more user."""
-        with self._joining:
-            self._users += 1
+        self.join()
 
     def leave(self) -> None:
         """Leave the store when the last user does. Work in flight keeps the report."""
-        with self._joining:
+        with self._counting:
             self._users = max(0, self._users - 1)
-        limit = time.monotonic() + LEAVE_TIMEOUT
-        while not self._leave() and time.monotonic() < limit:
-            time.sleep(DRAIN_INTERVAL)
-            self.look()
+        deadline = time.monotonic() + LEAVE_TIMEOUT
+        try:
+            while not self._leave(deadline) and time.monotonic() < deadline:
+                time.sleep(DRAIN_INTERVAL)
+                self.look()
+        except Exception as error:  # noqa: BLE001  # a server ends all the same
+            logger.warning("maintenance: left, but its report may stay: %s", error)
 
-    def _leave(self) -> bool:
+    def _leave(self, deadline: float) -> bool:
         """Leave if nothing is at work; tell whether no more tries are needed."""
-        with self._joining, self._io:
+        with self._joining_or_leaving(deadline), self._io:
             if self._users or not self.worker.joined:
                 return True
             if not self.worker.leave():
                 return False
-            if self.keeper.fence is None:
-                return True
-            try:
-                self.keeper.fence.remove(self.name, self.worker.id)
-            except StoreError as error:
-                if self.worker.counted:
-                    logger.warning("maintenance: left, but its report stays: %s", error)
+            self._take_off_the_list()
             return True
+
+    def _take_off_the_list(self) -> None:
+        fence = self.keeper.fence
+        if fence is None:
+            return
+        try:
+            fence.remove(self.name, self.worker.id)
+        except StoreError:
+            if self.worker.counted:
+                raise
+        else:
+            # Another process may have seen that this one is gone, and say so later.
+            self.worker.take_new_id()
 
     def look(self) -> float:
         """Look at the store once: adopt, report; return the seconds until the next."""
@@ -303,10 +330,11 @@ class Follower:
         except StoreError as error:
             # A directory that this user may not read must not take a service down.
             if cannot is None or not isinstance(error.__cause__, PermissionError):
-                if fence is not None and receipt is not None:
-                    # Else a drain would wait for a worker that runs nothing.
+                # A drain would wait for a worker that runs nothing, unless an earlier
+                # attempt has failed after it had let work in.
+                if not (worker.current or worker.old):
                     with suppress(StoreError):
-                        fence.remove(self.name, worker.id)
+                        self._take_off_the_list()
                 raise
             state = MaintenanceState()
         worker.start(state, counted=receipt is not None)
@@ -370,8 +398,8 @@ class Follower:
         elif worker.has_adopted(stored.tag):
             # The store was put back to what it was before.
             self._write_back(stored)
-        else:
-            # Two histories, such as before and after a loss.
+        # Two histories, such as before and after a loss.
+        elif stored != worker.edited:
             self._merge(stored)
 
     def _write_back(self, stored: MaintenanceState | None) -> None:
@@ -391,7 +419,10 @@ class Follower:
         own = self.worker.state
         winner = stored if stored.enabled or not own.enabled else own
         if winner.version != VERSION:
-            return  # Only the release that has written it can write it under an epoch.
+            # Only the release that has written it can write it under another epoch.
+            if winner is stored:
+                self._adopt_here(stored)
+            return
         epoch = max(stored.epoch, own.epoch) + 1
         self._publish(stored, lambda _: winner.replace(epoch=epoch))
 
@@ -401,11 +432,15 @@ class Follower:
         change = with_new_epoch(lambda _: edited, above=[own.epoch])
         if not self._publish(edited, change):
             # A file that cannot be written, or a link that something else maintains.
-            # No drain can tell who has seen it.
-            self.worker.adopt(
-                edited.model_copy(update={"epoch": own.epoch, "tag": own.tag})
-            )
-            self.worker.edited = edited
+            self._adopt_here(edited)
+
+    def _adopt_here(self, stored: MaintenanceState) -> None:
+        """Adopt what cannot be published: no drain can tell who has seen it."""
+        own = self.worker.state
+        self.worker.adopt(
+            stored.model_copy(update={"epoch": own.epoch, "tag": own.tag})
+        )
+        self.worker.edited = stored
 
     def _publish(self, stored: MaintenanceState | None, change: Change) -> bool:
         """Publish in place of what is stored, unless that has changed since.

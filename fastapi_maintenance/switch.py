@@ -7,7 +7,7 @@ the store raises ``StoreError`` if that cannot be read or set.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,6 @@ from .changes import (
     Changes,
     EnableOptions,
     SupersededError,
-    close_after_of_others,
     default_actor,
     is_at_least_as_strict,
     new_holder,
@@ -51,6 +50,7 @@ from .stores import (
     is_local,
     poll_interval,
     read_state,
+    same_error,
 )
 from .worker import Worker
 
@@ -167,7 +167,8 @@ class Switch:
 
     def join_blocking(self) -> None:
         """Join the store in this thread."""
-        self._follower.join()
+        if not self.worker.joined:
+            self._follower.join()
 
     async def join(self, patience: float = 2.0) -> None:
         """Join the store, if this worker has not.
@@ -181,7 +182,7 @@ class Switch:
             self._follower.join()
             return
         with anyio.move_on_after(patience) as scope:
-            await _in_thread(self._follower.join, patience)
+            await _in_thread(self._follower.join, time.monotonic() + patience)
         if scope.cancelled_caught and not self.worker.joined:
             raise StoreError(
                 f"{self.worker.title} was not joined within {patience:g} s: it does not"
@@ -191,13 +192,14 @@ class Switch:
     @asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
         """Be a worker for the time of the block, and leave in order after it."""
-        try:
-            await self._retry(self._follower.join)
-        except StoreError as error:
-            # Without the chain, which servers print above the line that matters.
-            raise type(error)(str(error)) from None
+        # First, as another lifespan of this process may be ending at this moment.
         self._follower.add_user()
         try:
+            try:
+                await self._retry(self._follower.join)
+            except StoreError as error:
+                # Without the chain, which servers print above the line that matters.
+                raise same_error(error) from None
             yield
         finally:
             with anyio.CancelScope(shield=True):
@@ -284,9 +286,7 @@ class Switch:
             found.append(before)
             return change(before)
 
-        # A hold that is published after its owner has given up would stay.
-        in_thread = _in_thread if holder is None else _in_thread_to_its_end
-        state = await in_thread(
+        state = await _in_thread(
             self.store.publish,
             self.name,
             with_new_epoch(remembering, above=[*reported, self.worker.state.epoch]),
@@ -523,7 +523,7 @@ class Switch:
             if present is None or present.tag != published_state.tag:
                 raise SupersededError
             if before is not None and before.enabled:
-                return before.replace(close_after=close_after_of_others(before))
+                return before.replace(close_after=None)
             changes = Changes(now=self.clock())
             return changes.turn_off(present, actor=published_state.actor, force=True)
 
@@ -549,7 +549,10 @@ class Switch:
         holder = new_holder(actor)
         stays = True
         try:
-            publication = await self.publish_to_drain(options, enable, holder=holder)
+            # A hold that is published after its owner has given up would stay.
+            publication = await _to_its_end(
+                lambda: self.publish_to_drain(options, enable, holder=holder)
+            )
             report = await self.wait_until_drained(publication, options)
             if not report.drained:
                 raise DrainError(report)
@@ -557,8 +560,7 @@ class Switch:
             yield report
             stays = False
         finally:
-            with anyio.CancelScope(shield=True):
-                await self.release(holder, stays=stays)
+            await _to_its_end(lambda: self.release(holder, stays=stays))
 
     async def release(self, holder: str, *, stays: bool) -> MaintenanceState:
         """Release a hold; the last one to leave opens, unless it stays on."""
@@ -600,24 +602,18 @@ async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
     )
 
 
-async def _in_thread_to_its_end(work: Callable[..., T], *arguments: object) -> T:
-    """The same, but a caller that is cancelled waits for the end of the thread.
-
-    What it does next finds what the thread has done.
-    """
+async def _to_its_end(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what a cancellation of this task does not interrupt, but has to wait for."""
     ended: list[T | Exception] = []
-
-    def in_thread() -> T | Exception:
-        try:
-            return work(*arguments)
-        except Exception as error:  # noqa: BLE001  # raised below
-            return error
 
     async def run() -> None:
         with anyio.CancelScope(shield=True):
-            ended.append(await _in_thread(in_thread))
+            try:
+                ended.append(await work())
+            except Exception as error:  # noqa: BLE001  # raised below
+                ended.append(error)
 
-    # In a task of its own, which a cancellation of this one does not reach.
+    # A task of its own: asyncio's own cancellations do not know shields.
     async with anyio.create_task_group() as group:
         group.start_soon(run)
     (outcome,) = ended

@@ -20,7 +20,7 @@ from contextvars import Context
 from functools import partial
 from itertools import islice
 from types import BuiltinMethodType, CellType, CodeType, FrameType, FunctionType
-from typing import Final
+from typing import Any, Final
 
 
 def _anyio_code() -> CodeType | None:
@@ -106,17 +106,21 @@ def _bound_context(item: object) -> Context | None:
     their closures.
     """
     # Python 3.14 has ``task`` in place of ``fn`` and ``args``.
-    parts = [getattr(item, name, None) for name in ("fn", "args", "task")]
+    names = ("fn", "args", "task")
+    parts: list[Any] = [getattr(item, name, None) for name in names]  # of any type
     for part in islice(parts, _MAX_PARTS):  # The loop appends to parts.
-        if isinstance(part, Context):
-            return part
-        if isinstance(part, tuple):
-            parts.extend(part[:_MAX_PARTS])
-        elif isinstance(part, partial):
+        # By type: ``isinstance`` would run code of lazy proxies.
+        kind: type = type(part)
+        if kind is Context:
+            found: Context = part
+            return found
+        if issubclass(kind, tuple):
+            parts.extend(islice(tuple.__iter__(part), _MAX_PARTS))
+        elif issubclass(kind, partial):
             parts.extend((part.func, part.args))
-        elif isinstance(part, BuiltinMethodType):
+        elif kind is BuiltinMethodType:
             parts.append(part.__self__)
-        elif isinstance(part, FunctionType):
+        elif kind is FunctionType:
             parts.extend(map(_cell_content, part.__closure__ or ()))
     return None
 

@@ -175,7 +175,7 @@ class Worker:
     Attributes:
         name: The switch.
         title: The switch and its place, for the log.
-        id: Unique for this worker; a fork gets another one.
+        id: Unique for this worker; it gets another one when it has left, and by a fork.
         state: The state that is adopted.
         joined: Whether requests may be admitted.
         counted: Whether the store keeps this worker's reports.
@@ -202,9 +202,13 @@ class Worker:
         self.stale_after: float = STALE if read is not None else float("inf")
         self.reset()
 
+    def take_new_id(self) -> None:
+        """Be another worker, as one that has left may count as dead for ever."""
+        self.id: str = f"{os.getpid()}-{os.urandom(6).hex()}"
+
     def reset(self) -> None:
         """Begin again, as after a fork: nothing in flight, not joined."""
-        self.id: str = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self.take_new_id()
         self.process: str = ""
         self.host: str = socket.gethostname()
         self.pid: int = os.getpid()
@@ -218,7 +222,8 @@ class Worker:
         self.checked: float = 0.0
         self.garbage: Garbage = Garbage()
         self._uncountable: str | None = None
-        self._close_at: float | None = None
+        # When older work is asked to end, and the adoption that it is older than.
+        self._closing: list[tuple[float, float]] = []
         self._tags: deque[str] = deque(maxlen=REMEMBERED_TAGS)
         # Reentrant: a finalizer that the garbage collector runs in here may admit work.
         self._lock = threading.RLock()
@@ -320,11 +325,15 @@ class Worker:
 
     def close_due(self) -> None:
         """Ask older work to end, if ``close_after`` has passed."""
-        due = self._close_at
-        if due is None or monotonic() < due:
+        if not self._closing:
             return
-        self._close_at = None
-        for admission in self.old.copy():
+        now = monotonic()
+        with self._lock:
+            due = [adopted for moment, adopted in self._closing if moment <= now]
+            self._closing = [entry for entry in self._closing if entry[0] > now]
+        for admission in self.old.copy() if due else ():
+            if admission.started > max(due):
+                continue  # It was let in under maintenance.
             try:
                 admission.close()
             except Exception:
@@ -394,12 +403,13 @@ class Worker:
         self.current.clear()
         self.edited = None
         self._tags.append(state.tag)
-        if state.close_after is None or not (state.enabled and self.old):
-            self._close_at = None
-        else:
-            # Another operator's publication does not postpone what was asked before.
-            due = monotonic() + state.close_after
-            self._close_at = min(due, self._close_at or due)
+        if not state.enabled:
+            self._closing.clear()
+        elif state.close_after is not None and self.old:
+            # What an earlier publication asks to end keeps its own time: another
+            # operator's, which asks for nothing, does not take it back.
+            now = monotonic()
+            self._closing.append((now + state.close_after, now))
 
     def _read_for(self, admission: Admission) -> None:
         """Read the store for an admission, as its keeper has not for too long."""

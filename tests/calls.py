@@ -14,6 +14,22 @@ App = Callable[
     [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Send], Awaitable[None]
 ]
 
+HTTP: dict[str, Any] = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"shop.example")],
+    "client": ("192.0.2.1", 50000),
+    "server": ("shop.example", 80),
+    "extensions": {},
+    "state": {},
+}
+"""The scope of a request, but for its path."""
+
 
 @dataclass
 class Answer:
@@ -67,7 +83,9 @@ async def call(
         if send is not None:
             await send(message)
 
-    await app({**_HTTP, "path": path, "raw_path": None, **scope}, receive, collect)
+    whole = {**HTTP, "path": path, "raw_path": None, **scope}
+    # In a task of its own, as servers serve a request.
+    await asyncio.ensure_future(app(whole, receive, collect))
     return answer
 
 
@@ -86,7 +104,7 @@ async def handshake(
         if send is not None:
             await send(message)
 
-    whole = {**_HTTP, "type": "websocket", "scheme": "ws", "subprotocols": []}
+    whole = {**HTTP, "type": "websocket", "scheme": "ws", "subprotocols": []}
     del whole["method"]
     await app({**whole, "path": path, **scope}, receive, collect)
     return answer
@@ -96,19 +114,3 @@ def on_loop(client: TestClient, work: Callable[[], Awaitable[T]]) -> T:
     """Run a coroutine function on the event loop of a client's application."""
     assert client.portal is not None
     return client.portal.call(work)
-
-
-_HTTP: dict[str, object] = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.3"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "query_string": b"",
-    "root_path": "",
-    "headers": [(b"host", b"shop.example")],
-    "client": ("192.0.2.1", 50000),
-    "server": ("shop.example", 80),
-    "extensions": {},
-    "state": {},
-}

@@ -37,33 +37,6 @@ def turned_on(before: MaintenanceState | None = None, **options: Any) -> Any:
     return CHANGES.turn_on(before, EnableOptions(**options))
 
 
-class TestClosing:
-    """``close_after`` stays while the drain that asked for it may still wait."""
-
-    ASKED = HELD.replace(close_after=5.0)
-
-    def test_other_operators_do_not_take_it_back(self) -> None:
-        """Whatever they publish under the hold of another repeats it."""
-        states = [
-            turned_on(self.ASKED),
-            CHANGES.add_hold(self.ASKED, EnableOptions(), "job#2"),
-            self.ASKED,
-        ]
-        drained = [CHANGES.make_drainable(state) for state in states]
-        assert [state.close_after for state in states + drained] == [5.0] * 6
-
-    def test_it_ends_with_its_drain(self) -> None:
-        """Without a hold no drain waits for it any more, and a new wish replaces it."""
-        asked = ON.replace(close_after=5.0)
-        states = [
-            turned_on(asked),
-            CHANGES.add_hold(asked, EnableOptions(), "job#2"),
-            CHANGES.make_drainable(asked),
-        ]
-        assert [state.close_after for state in states] == [None] * 3
-        assert CHANGES.make_drainable(self.ASKED, 3.0).close_after == 3.0
-
-
 class TestEndedWindow:
     """A window that ``auto_off`` has ended is off, though nothing was published."""
 

@@ -26,7 +26,11 @@ from fastapi_maintenance.changes import EnableOptions, with_new_epoch
 from fastapi_maintenance.fence import Receipt, WorkerReport
 from fastapi_maintenance.keeper import Keeper, keeper_of
 from fastapi_maintenance.log import LogOnce
-from fastapi_maintenance.stores import CannotJoinError, TemporaryStoreError
+from fastapi_maintenance.stores import (
+    CannotJoinError,
+    TemporaryStoreError,
+    same_error,
+)
 from fastapi_maintenance.switch import Switch
 from fastapi_maintenance.worker import Admission, Worker
 from tests.own_store import OwnStore, Server, TwoMethods
@@ -166,10 +170,74 @@ class TestJoining:
         thread.start()
         assert begun.wait(30)
         with pytest.raises(StoreError, match="is still joining"):
-            switch._follower.join(0.01)
+            switch._follower.join(time.monotonic() + 0.01)
+        # One that has waited for its thread longer than its own time.
+        with pytest.raises(StoreError, match="is still joining"):
+            switch._follower.join(time.monotonic() - 1)
         go.set()
         thread.join(30)
         assert switch.worker.joined
+
+    @pytest.mark.parametrize("method", ["report", "read"])
+    def test_work_of_the_joining_thread_itself_is_refused(self, method: str) -> None:
+        """A finalizer that admits work can run in any thread, and must not hang it."""
+        store = OwnStore()
+        guard = MaintenanceGuard(store)
+        failed: list[str] = []
+        inner = getattr(store, method)
+
+        def finalizing(*arguments: object) -> object:
+            try:
+                with guard.admit():
+                    raise AssertionError
+            except StoreError as error:
+                failed.append(str(error))
+            return inner(*arguments)
+
+        setattr(store, method, finalizing)
+        guard._switch.join_blocking()
+        setattr(store, method, inner)
+        assert "is still joining" in failed[0]
+        assert guard._switch.worker.joined
+
+    def test_error_of_a_class_of_its_own_is_told_to_all(self) -> None:
+        """A store's own ``StoreError`` may take other arguments."""
+
+        class OwnError(StoreError):
+            def __init__(self, code: int, text: str) -> None:
+                super().__init__(f"{text} ({code})")
+
+        store = OwnStore()
+        switch = Switch(store, "default")
+
+        def read(name: str) -> MaintenanceState | None:
+            raise OwnError(5, "away")
+
+        store.read = read  # type: ignore[method-assign]  # it fails in its own way
+        with pytest.raises(OwnError, match=r"away \(5\)"):
+            switch.join_blocking()
+        with pytest.raises(StoreError, match=r"away \(5\)"):
+            raise same_error(OwnError(5, "away"))
+
+    def test_work_of_a_failed_start_keeps_its_report(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Work that was let in before the keeper's thread could not start counts."""
+        store = OwnStore()
+        switch = Switch(store, "default")
+
+        def fails() -> None:
+            admitted(switch)
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(switch.keeper, "start", fails)
+            with pytest.raises(StoreError, match="can't start new thread"):
+                switch.join_blocking()
+        store.errors["read"] = StoreError("away")
+        with pytest.raises(StoreError, match="away"):
+            switch.join_blocking()
+        assert list(store.server.reports) == [switch.worker.id]
 
     def test_callers_of_one_attempt_join_together(self) -> None:
         """Requests that come while a worker joins wait for it, and join no more."""
@@ -177,7 +245,7 @@ class TestJoining:
         begun, go = threading.Event(), threading.Event()
         switch = Switch(store, "default")
         waiting = Waiting()
-        switch._follower._joining = waiting  # type: ignore[assignment]  # to see who waits
+        switch._follower._changing = waiting  # type: ignore[assignment]  # to see who waits
         reading = store.read
 
         def read(name: str) -> MaintenanceState | None:
@@ -213,7 +281,7 @@ class TestJoining:
 
         store.report = fails  # type: ignore[assignment, method-assign]  # a slow failure
         waiting = Waiting()
-        switch._follower._joining = waiting  # type: ignore[assignment]  # to see who waits
+        switch._follower._changing = waiting  # type: ignore[assignment]  # to see who waits
 
         def join() -> None:
             try:
@@ -556,15 +624,28 @@ class TestHistories:
     """Another publication under an epoch that is not larger: two histories."""
 
     def test_state_of_a_newer_release_is_left_alone(self) -> None:
-        """Only the release that knows all of it can publish it again."""
+        """Only that release can publish it again; here it is obeyed."""
         store = OwnStore()
-        store.server.state = ON
+        store.server.state = OFF.replace(epoch=7)
         switch = joined(store)
         text = '{"version": 2, "enabled": true, "epoch": 1, "tag": "other", "more": 1}'
         store.server.state = MaintenanceState.from_json(text)
-        look(switch)
+        for _ in range(2):
+            look(switch)
         assert store.server.state.to_json() == text
-        assert switch.worker.state == ON
+        assert switch.worker.state.enabled
+        assert switch.worker.make_report().uncounted
+
+    def test_own_state_of_a_newer_release_stays(self) -> None:
+        """It cannot be put above another history, and goes on to refuse."""
+        store = OwnStore()
+        text = '{"version": 2, "enabled": true, "epoch": 7, "tag": "new", "more": 1}'
+        store.server.state = MaintenanceState.from_json(text)
+        switch = joined(store)
+        store.server.state = OFF.replace(epoch=6, tag="other")
+        look(switch)
+        assert store.server.state.tag == "other"
+        assert switch.worker.state.to_json() == text
 
     @pytest.mark.parametrize(
         ("known", "stored", "winner"),
@@ -915,6 +996,41 @@ class TestLeaving:
         kept.leave()
         assert store.calls.count("remove") == 1
 
+    def test_worker_that_has_left_joins_as_another(self) -> None:
+        """What proves that it is gone must not be said of one that is there again."""
+        store = OwnStore()
+        switch = Switch(store, "default")
+        kept = switch._follower
+        kept.enter()
+        first = switch.worker.id
+        kept.leave()
+        kept.enter()
+        assert switch.worker.id != first
+        store.remove("default", first)
+        assert list(store.server.reports) == [switch.worker.id]
+
+    @pytest.mark.parametrize("method", ["remove", "roster"])
+    def test_store_that_fails_in_its_own_way_ends_no_server(
+        self, method: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A lifespan ends, whatever a store of a user's own raises."""
+        store = OwnStore()
+        switch = joined(store)
+        admission = admitted(switch)
+        store.before_publish = bool
+        store.errors[method] = OSError("broken")
+        switch._follower._reaped_at = 0
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            switch._follower._reported_at = 0
+            admission.release()
+            return reading(name)
+
+        store.read = read  # type: ignore[method-assign]  # it has looked once
+        switch._follower.leave()
+        assert "left, but its report may stay: broken" in caplog.text
+
     def test_work_that_ends_at_this_moment_is_waited_for(self) -> None:
         """Servers cancel long streams, and end the lifespan before those have ended."""
         store = OwnStore()
@@ -986,7 +1102,7 @@ class TestLeaving:
         store.errors["remove"] = StoreError("away")
         switch._follower.leave()
         assert not switch.worker.joined
-        assert "left, but its report stays: away" in caplog.text
+        assert "left, but its report may stay: away" in caplog.text
 
     def test_uncounted_worker_leaves_quietly(
         self, caplog: pytest.LogCaptureFixture
@@ -1265,7 +1381,7 @@ class TestForks:
 
         locks: list[Any] = [  # of several types
             kept._io,
-            kept._joining,
+            kept._changing,
             file_switch.worker._lock,
             file_switch.keeper._lock,
             file_switch.worker.notifier._lock,

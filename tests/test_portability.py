@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 
@@ -225,6 +226,4 @@ print(*(w.liveness for w in FileStore("state").roster("default").workers))
         assert machine.run(look).stdout.split() == ["alive"]
         worker.kill()
         worker.wait()
-        limit = time.monotonic() + 10
-        while (done := machine.run(look)).stdout.split() != ["dead"]:
-            assert time.monotonic() < limit, done
+        until(lambda: machine.run(look).stdout.split() == ["dead"], 10)

@@ -27,10 +27,9 @@ def table(folder: Path, *, status: str | None = None, stat: str | None = None) -
     (folder / "sys/kernel/random").mkdir(parents=True)
     (folder / "sys/kernel/random/boot_id").write_text(real.boot)
     (folder / "self/ns").mkdir(parents=True)
-    pids, _, times = real.namespace.partition(" ")
-    (folder / "self/ns/pid").symlink_to(pids)
-    if times:
-        (folder / "self/ns/time").symlink_to(times)
+    # Not every kernel has namespaces of time.
+    for kind, target in zip(("pid", "time"), real.namespace.split(), strict=False):
+        (folder / "self/ns" / kind).symlink_to(target)
     if status is not None:
         (folder / "self/status").write_text(status)
     if stat is not None:

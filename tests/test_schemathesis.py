@@ -124,7 +124,4 @@ def test_refusals_of_the_middleware_are_documented(case: Case) -> None:
 @EXAMPLES
 def test_control_router_answers_as_documented(case: Case) -> None:
     """Whatever is sent to the control router, its answer is one that it documents."""
-    if case.path.endswith("/events"):
-        # As long as it may be asked for, it would be waited for.
-        case.query["timeout"] = 0
     case.call_and_validate(checks=[*CHECKS])

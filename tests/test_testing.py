@@ -274,8 +274,7 @@ class ReadsLater(Whole):
     """Returns what must be awaited."""
 
     async def read(self, name: str) -> MaintenanceState | None:  # type: ignore[override]  # the mistake
-        """Return the state, later."""
-        return self.states.get(name)
+        """Return what nobody awaits."""
 
 
 class LosesTheExtra(Whole):

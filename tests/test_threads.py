@@ -13,7 +13,12 @@ import secrets
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,10 +45,10 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.fence import Verdict
 from fastapi_maintenance.switch import DrainOptions
-from tests.calls import call
+from tests.calls import HTTP, call
 from tests.own_store import OwnStore, Server
 from tests.stores.redis_server import shared_server
-from tests.waiting import Work
+from tests.waiting import Work, until
 
 
 @asynccontextmanager
@@ -55,10 +60,9 @@ async def deadline(work: Work) -> AsyncIterator[None]:
             await asyncio.sleep(0.001)
         limit.reschedule(asyncio.get_running_loop().time())
 
-    async with asyncio.timeout(None) as limit:
-        task = asyncio.create_task(pass_it())
+    async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as group:
+        group.create_task(pass_it())
         yield
-        await task
 
 
 def sync_endpoint(app: FastAPI | APIRouter, work: Work) -> None:
@@ -217,8 +221,8 @@ def in_a_thread_of_anyio(guard: MaintenanceGuard, work: Work) -> ASGIApp:
     """Abandon a thread of AnyIO, as its own option says."""
     app = FastAPI(dependencies=[Depends(guard)])
 
-    @app.get("/work")
-    async def endpoint() -> str:
+    @app.get("/work", status_code=504)
+    async def endpoint() -> None:
         async def leave() -> None:
             while not work.begun.is_set():
                 await asyncio.sleep(0.001)
@@ -227,7 +231,6 @@ def in_a_thread_of_anyio(guard: MaintenanceGuard, work: Work) -> ASGIApp:
         async with anyio.create_task_group() as group:
             group.start_soon(leave)
             await anyio.to_thread.run_sync(work.run, abandon_on_cancel=True)
-        raise HTTPException(504)
 
     return app
 
@@ -311,7 +314,7 @@ async def test_thread_that_outlives_its_request_is_waited_for(
     guard, work = MaintenanceGuard(store), Work()
     app = shape(guard, work)
     async with serving(guard), leaving_behind(guard, work):
-        answer = await asyncio.ensure_future(call(app, "/work"))
+        answer = await call(app, "/work")
         assert answer.status == 504
 
 
@@ -321,7 +324,7 @@ async def test_thread_that_is_left_behind_is_named() -> None:
     app = in_a_middleware(guard, work)
     async with serving(guard):
         try:
-            await asyncio.ensure_future(call(app, "/work"))
+            await call(app, "/work")
             await guard.enable()
             report = await guard.drain(timeout=0)
         finally:
@@ -339,7 +342,7 @@ async def test_thread_of_another_guard_s_request_counts_for_both() -> None:
     sync_endpoint(app, work)
     app.add_middleware(LimitMiddleware, work=work)
     try:
-        await asyncio.ensure_future(call(app, "/work"))
+        await call(app, "/work")
         for guard in guards:
             await guard.enable()
             assert (await guard.drain(timeout=0)).outcome == "busy"
@@ -372,7 +375,7 @@ async def test_request_of_this_maintenance_leaves_nothing_old() -> None:
     app = in_a_middleware(guard, work)
     await guard.enable()
     try:
-        answer = await asyncio.ensure_future(call(app, "/work"))
+        answer = await call(app, "/work")
         assert answer.status == 504
         switch = guard._switch
         assert (await switch.roster() or Roster()).workers[0].old == 0
@@ -435,7 +438,7 @@ async def test_worker_does_not_leave_while_a_thread_works(
     app = in_a_middleware(guard, work)
     async with other.lifespan():
         async with leaving_behind(other, work), guard.lifespan():
-            answer = await asyncio.ensure_future(call(app, "/work"))
+            answer = await call(app, "/work")
             assert answer.status == 504
         await asyncio.to_thread(guard._switch._follower.leave)
         assert len(server.reports) == 1
@@ -517,6 +520,18 @@ class TestLooking:
                 assert not threads.are_visible()
             monkeypatch.undo()
 
+    def test_lazy_objects_are_not_evaluated(self) -> None:
+        """What an executor runs may be a proxy that computes even its class."""
+
+        class Lazy:
+            @property  # type: ignore[misc]  # as proxies do
+            def __class__(self) -> type:
+                raise AssertionError
+
+        context = contextvars.copy_context()
+        item = SimpleNamespace(fn=Lazy(), args=(Lazy(), (context.run,)))
+        assert threads._bound_context(item) is context
+
     async def test_contexts_are_found_while_they_work(self) -> None:
         """Each kind of thread shows its context from its beginning to its end."""
         mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark")
@@ -534,8 +549,8 @@ class TestLooking:
             assert marks() == [name]
             work.released.set()
             assert await task == "done"
-            while marks():  # It tells the loop before it forgets its work.
-                await asyncio.sleep(0.001)
+            # It tells the loop before it forgets its work.
+            until(lambda: not marks())
 
         await working(lambda work: asyncio.to_thread(work.run), "asyncio")
         await working(lambda work: anyio.to_thread.run_sync(work.run), "anyio")
@@ -554,7 +569,7 @@ class TestLooking:
             work = _around(work)
         elif wrapped == "argument":
             work = functools.partial(map, work)
-        elif wrapped == "nested":
+        else:
             work = _around(functools.partial(map, _around(work)))
 
         item = SimpleNamespace(fn=work, args=arguments)
@@ -572,12 +587,14 @@ class TestLooking:
             return number > 0 and even(number - 1)
 
         assert threads._bound_context(SimpleNamespace(fn=even)) is None
+        assert even(2)
 
         def early() -> object:
             return later
 
         assert threads._bound_context(SimpleNamespace(fn=early)) is None
         later = early
+        assert early() is early
 
     async def test_own_thread_is_left_out(self) -> None:
         """A look from a thread of the request itself does not find that one."""
@@ -587,25 +604,23 @@ class TestLooking:
 
         assert await anyio.to_thread.run_sync(look) == 0
 
-    async def test_idle_thread_of_an_older_anyio_works_for_nothing(self) -> None:
+    def test_idle_thread_of_an_older_anyio_works_for_nothing(self) -> None:
         """Before 4.9, a thread keeps its last context while it waits for the next."""
         idle = Idle()
         idle.start()
         try:
-            while not idle.waits():
-                await asyncio.sleep(0.001)
+            until(idle.waits)
             assert _found(idle) is None
         finally:
             idle.queue.put(None)
             idle.join(30)
 
-    async def test_work_that_waits_in_a_queue_is_work(self) -> None:
+    def test_work_that_waits_in_a_queue_is_work(self) -> None:
         """A function that waits for something in another queue is at work."""
         busy = Idle(waits_elsewhere=True)
         busy.start()
         try:
-            while not busy.waits():
-                await asyncio.sleep(0.001)
+            until(busy.waits)
             assert _found(busy) is busy.context
         finally:
             busy.other.put(None)
@@ -627,10 +642,7 @@ class TestLooking:
 
 
 def _around(work: Callable[..., object]) -> Callable[..., object]:
-    def traced(*arguments: object) -> object:
-        return work(*arguments)
-
-    return traced
+    return lambda *arguments: work(*arguments)  # noqa: PLW0108  # as tracers do
 
 
 run = (lambda: None).__code__
@@ -657,7 +669,7 @@ class Idle(threading.Thread):
 
     def waits(self) -> bool:
         """Tell whether it waits in a queue."""
-        return any(code is queue.Queue.get.__code__ for code in _codes(self))
+        return queue.Queue.get.__code__ in list(_codes(self))
 
 
 def _codes(thread: threading.Thread) -> Iterator[object]:
@@ -706,13 +718,8 @@ class Stream:
         finally:
             self.closed.set()
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        if self.guard is None:
-            yield
-            return
-        with self.guard.admit():
-            yield
+    def _counted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.guard is None else self.guard.admit()
 
     def app(self, guard: MaintenanceGuard) -> FastAPI:
         """Return an application that streams."""
@@ -737,7 +744,7 @@ class Stream:
                 await asyncio.sleep(0)
 
         body = {"type": "http.request"}
-        scope = {**(await _scope(app)), "path": "/stream"}
+        scope = {**HTTP, "path": "/stream"}
         waiting = iter([body])
 
         async def first_body() -> dict[str, Any]:
@@ -746,17 +753,6 @@ class Stream:
             return await receive()
 
         await app(scope, first_body, send)
-
-
-async def _scope(app: ASGIApp) -> dict[str, Any]:
-    """Return the scope that ``call`` sends."""
-    found: dict[str, Any] = {}
-
-    async def keep(scope: Scope, receive: Receive, send: Send) -> None:
-        found.update(scope)
-
-    await call(keep, "/stream")
-    return found
 
 
 async def test_stream_that_was_left_is_closed_before_it_is_drained(

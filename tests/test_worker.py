@@ -26,7 +26,7 @@ from fastapi_maintenance import worker as worker_module
 from fastapi_maintenance.notifier import ChangeNotifier
 from fastapi_maintenance.worker import Admission, Worker, held
 from tests.stores.redis_server import shared_server
-from tests.waiting import until
+from tests.waiting import Work, until
 
 OFF = MaintenanceState(epoch=1, tag="off")
 ON = MaintenanceState(epoch=7, tag="on", enabled=True)
@@ -451,14 +451,15 @@ class TestClosing:
         old.release()
         assert not worker.is_draining
 
-    def test_later_publication_does_not_postpone_it(self) -> None:
-        """The same wish, published again by another operator, keeps its time."""
+    def test_later_publication_does_not_take_it_back(self) -> None:
+        """Another operator asks for nothing; what was asked before ends in its time."""
         worker = joined()
         with admitted(worker) as old:
             adopt(worker, ON.replace(close_after=0.0))
-            adopt(worker, ON.replace(epoch=8, close_after=3600.0))
-            worker.close_due()
-            assert old.closing
+            with admitted(worker) as let_in:
+                adopt(worker, ON.replace(epoch=8))
+                worker.close_due()
+                assert (old.closing, let_in.closing) == (True, False)
 
     def test_time_must_have_come(self) -> None:
         """Nothing is asked to end early, nor without older work, nor when it is off."""
@@ -607,6 +608,19 @@ class TestTellingOfChanges:
                 assert told.done.wait(30)
             assert told == expected
 
+    def test_changes_wait_for_a_slow_listener(self) -> None:
+        """What changes while a listener works is told after it, by the same thread."""
+        notifier = ChangeNotifier("a test")
+        work, told = Work(), Told(enough=2)
+        notifier.listen(lambda _: work.run())
+        notifier.listen(told)
+        notifier.notify(ON, OFF)
+        assert work.begun.wait(30)
+        notifier.notify(OFF.replace(epoch=8), ON)
+        work.released.set()
+        assert told.done.wait(30)
+        assert told == [7, 8]
+
     def test_listener_that_fails_is_logged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -677,13 +691,14 @@ class TestTellingOfChanges:
         assert admitted(worker).state is ON
 
 
-_recorders: list[tuple[int, list[str]]] = []
+_recorders: dict[int, list[str]] = {}
 
 
 def _hook(event: str, _: tuple[object, ...]) -> None:
-    for thread, events in _recorders:
-        if threading.get_ident() == thread:
-            events.append(event)
+    _recorders.get(threading.get_ident(), []).append(event)
+
+
+_hook.__cantrace__ = True  # type: ignore[attr-defined]  # Python's, for coverage
 
 
 def recorded(work: Callable[[], object]) -> list[str]:
@@ -692,8 +707,7 @@ def recorded(work: Callable[[], object]) -> list[str]:
         # A hook stays for the life of the process.
         _installed.append(_hook)
         sys.addaudithook(_hook)
-    events: list[str] = []
-    _recorders.append((threading.get_ident(), events))
+    events = _recorders[threading.get_ident()] = []
     try:
         work()
     finally:
@@ -734,7 +748,7 @@ def test_request_does_nothing_that_is_audited(guard: MaintenanceGuard) -> None:
             found: list[str] = []
 
             async def count() -> None:
-                _recorders.append((threading.get_ident(), found))
+                _recorders[threading.get_ident()] = found
 
             portal.call(count)
             for _ in range(20):

@@ -1,10 +1,14 @@
 """Waiting for what another thread, process or server does."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio.to_thread
+
+T = TypeVar("T")
 
 PATIENCE = 30.0
 """Seconds after which what a test waits for counts as missing."""
@@ -25,6 +29,14 @@ async def eventually(
 ) -> None:
     """Wait for a condition that may block, while the event loop runs."""
     await anyio.to_thread.run_sync(until, condition, seconds, what)
+
+
+async def in_own_task(work: Coroutine[Any, Any, T]) -> T:
+    """Await work in a task of its own, as servers do with requests.
+
+    Up to Python 3.11, what a task does after an exception from a thread is not traced.
+    """
+    return await asyncio.create_task(work)
 
 
 class Work:

@@ -172,6 +172,13 @@ def read_state(store: Store, name: str) -> MaintenanceState | None:
     return state
 
 
+def same_error(error: StoreError) -> StoreError:
+    """Return a new error that says the same, without what the first has passed."""
+    # The class may be a user's own, and take other arguments.
+    kind = TemporaryStoreError if isinstance(error, TemporaryStoreError) else StoreError
+    return kind(str(error))
+
+
 def is_read_only(store: Store) -> bool:
     """Tell whether a store can never be set."""
     return bool(getattr(store, "read_only", False))

@@ -114,7 +114,10 @@ async def test_a_middleware_inside_does_not_read_a_refused_body(
     tmp_path: Path, way: str
 ) -> None:
     """The outermost decides: what stands inside does not see what is refused."""
-    made = shop(way, tmp_path, closed(), Reads)
+    guard = opened()
+    made = shop(way, tmp_path, guard, Reads)
+    assert (await post(made, "/posted", Body([b'{"a": 1}']))).status == 200
+    await guard.enable()
     body = Body(MALFORMED)
     assert (await post(made, "/sub/below/posted", body)).status == 503
     assert body.taken == 0

@@ -393,7 +393,7 @@ async def test_time_limit_inside_a_request_is_no_cancellation_of_it() -> None:
             raise HTTPException(504) from error
 
     # A task of its own: what is thrown into this one, coverage loses.
-    answer = await asyncio.ensure_future(call(app, "/target"))
+    answer = await call(app, "/target")
     assert (answer.status, counted) == (504, [("late", 1)])
     await emptied(guard)
 

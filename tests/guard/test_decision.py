@@ -174,7 +174,7 @@ def test_read_only_lets_reads_through() -> None:
 
 async def test_release_without_a_stack_serves_and_cannot_be_drained() -> None:
     """Where FastAPI has no outer stack, requests are decided and never vouched for."""
-    guard, ran = opened(), Ran()
+    guard, ran = opened(exempt_handler=with_header("X-Key", SECRET)), Ran()
 
     async def of_another_release(request: Request) -> None:
         del request.scope[OUTER_STACK]
@@ -186,8 +186,10 @@ async def test_release_without_a_stack_serves_and_cannot_be_drained() -> None:
     assert in_flight(guard) == 0
     await guard.enable()
     assert (await call(app, "/target")).status == 503
+    assert (await call(app, "/target", headers=[KEY])).status == 200
+    assert in_flight(guard) == 0
     assert (await guard.drain(timeout=0)).outcome == "unknown"
-    assert ran == ["endpoint"]
+    assert ran == ["endpoint", "endpoint"]
 
 
 def test_what_is_known_of_routes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

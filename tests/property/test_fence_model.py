@@ -332,20 +332,24 @@ def of_coordinator(world: World, protocol: Protocol) -> Iterator[World]:
         yield replace(world, before=listed(stored), stage="knows")
     elif world.stage == "knows" and not protocol.publish_then_look:
         before = world.before
-        if drained(stored.state or OFF, before, (before,), world.wants, protocol):
-            yield published(world, "drained")
+        assert drained(stored.state or OFF, before, (before,), world.wants, protocol)
+        yield published(world, "drained")
     elif world.stage == "knows":
         yield published(world, "looks")
     elif world.stage == "looks":
         yield from look(world, protocol)
     elif world.stage == "confirms":
-        assert world.mine is not None
-        present = stored.state
+        present, looks = stored.state, world.looks
+        assert present is not None
         if present == world.mine:
             yield replace(world, stage="drained")
-        elif present is not None and present.tag == MINE:
-            # It was published again, as by a worker that knew another history.
-            yield replace(world, mine=present, stage="looks", looks=())
+        else:
+            # A worker that knew another history has published it again. The coordinator
+            # takes it over, and judges the same look by it.
+            assert present.tag == MINE
+            done = drained(present, world.before, looks, world.wants, protocol)
+            stage = "drained" if done else "looks"
+            yield replace(world, mine=present, stage=stage, looks=looks[:1])
 
 
 def published(world: World, stage: str) -> World:
@@ -373,7 +377,8 @@ def look(world: World, protocol: Protocol) -> Iterator[World]:
             members=frozenset(),
         )
     looks = (*world.looks, listed(world.stored))
-    if drained(world.mine, world.before, looks, world.wants, protocol):
+    again = world.stored.state != world.mine
+    if again or drained(world.mine, world.before, looks, world.wants, protocol):
         yield replace(world, looks=looks, stage="confirms")
     elif not world.looks:
         yield replace(world, looks=looks)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -39,12 +40,11 @@ def find_program(name: str) -> str:
     return shutil.which(name, path=path) or name
 
 
-def as_user() -> dict[str, object]:
+def as_user() -> dict[str, Any]:  # words of subprocess
     """Return how a process gives up root, as whom PostgreSQL does not run."""
-    if os.geteuid() != 0:
-        return {}
     user = pwd.getpwnam("nobody")
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    words = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    return words if os.geteuid() == 0 else {}
 
 
 class SQLServer:
@@ -150,8 +150,8 @@ class SQLServer:
 
     def _initialise(self) -> None:
         who = as_user()
-        if who:
-            os.chown(self.folder, int(str(who["user"])), int(str(who["group"])))
+        # -1 leaves it to whom it belongs.
+        os.chown(self.folder, who.get("user", -1), who.get("group", -1))
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
@@ -160,7 +160,7 @@ class SQLServer:
             *("--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync"),
             *("--encoding=UTF8", "--locale=C"),
         ]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, **who)  # type: ignore[call-overload]  # words of subprocess
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, **who)
 
     def _started(self) -> bool:
         # After a crash, the first attempts may meet processes that are still ending.
@@ -176,7 +176,7 @@ class SQLServer:
             with (self.folder / "log").open("ab") as log:
                 self.process = subprocess.Popen(
                     command, cwd=self.folder, stdout=log, stderr=log, **as_user()
-                )  # type: ignore[call-overload]  # words of subprocess
+                )
         try:
             return bool(self.run("SELECT 1"))
         except psycopg.OperationalError:

@@ -14,7 +14,7 @@ import anyio.to_thread
 import pytest
 import redis
 
-from fastapi_maintenance import MaintenanceState, StoreError
+from fastapi_maintenance import MaintenanceState
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.fence import Verdict
 from fastapi_maintenance.stores import TemporaryStoreError
@@ -119,7 +119,7 @@ def test_a_subscription_that_nothing_passes_is_given_up(
     proxy.frozen = True
 
     def listen() -> None:
-        while time.monotonic() < ends + 5:
+        while True:
             far.wait([NAME], 0.05)
 
     with pytest.raises(TemporaryStoreError, match="has not answered a PING"):
@@ -263,10 +263,7 @@ async def test_a_restart_does_not_end_maintenance(tmp_path: Path, keep: bool) ->
 
 def reports_again(store: RedisStore, worker: str) -> bool:
     """Tell whether a worker's report is there, and is new."""
-    try:
-        workers = store.roster(NAME).workers
-    except StoreError:
-        return False
+    workers = store.roster(NAME).workers
     return any(found.id == worker and found.age < 1 for found in workers)
 
 
