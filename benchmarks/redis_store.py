@@ -48,7 +48,8 @@ def publish(store: RedisStore, *, enabled: bool) -> int:
 def work(where: str, pipe: Connection) -> None:
     """Be a worker, and say how busy it was in the end."""
     kept = keeper_of(RedisStore.from_url(where)).follower(NAME)
-    kept.enter()
+    kept.add_user()
+    kept.join()
     pipe.send("joined")
     while True:
         begun = time.process_time(), time.monotonic()

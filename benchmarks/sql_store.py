@@ -46,7 +46,8 @@ def work(where: str, count: int, pipe: Connection) -> None:
     keepers = [Keeper(open_store(where)) for _ in range(count)]
     switches = [keeper.follower(NAME) for keeper in keepers]
     for switch in switches:
-        switch.enter()
+        switch.add_user()
+        switch.join()
     # What collecting garbage takes is the application's, and here paid by each worker.
     gc.freeze()
     pipe.send("joined")

@@ -43,8 +43,9 @@ class MaintenanceGuard:
             from 0 to 1, so that clients do not all return in the same second. In whole
             seconds: a wait of less than ``1 / retry_spread`` seconds stays as it is.
         handler_timeout: Seconds after which a handler has not said ``True``.
-        on_change: Called with the new state, once per change and worker, in order, in
-            a thread of its own.
+        on_change: Called with each state that was published, once per change and
+            worker, in order, in a thread of its own. A planned start and the end of
+            ``auto_off`` happen by the clock; ``is_active`` has them.
 
     Raises:
         ValueError: If a value cannot work: a bad name, an unknown store URL, a negative
@@ -204,7 +205,9 @@ class MaintenanceGuard:
 
         Raises:
             ValueError: If a time is naive or has passed, or a text is not one line.
-            StoreError: If the store cannot be set; nothing has changed then.
+            StoreError: If the store cannot be set, or a ``maintenance()`` block or a
+                ``run`` holds maintenance and ``at``, ``auto_off`` or ``read_only``
+                could let requests in; nothing has changed then.
         """
         options = EnableOptions.from_arguments(
             message=message,
@@ -244,7 +247,8 @@ class MaintenanceGuard:
         """Wait until no request that was admitted before this moment is running.
 
         It publishes the present state under a new epoch and waits for every worker.
-        Inside a counted request it does not wait for that request.
+        Inside a counted request it does not wait for that request; inside two blocks of
+        ``admit`` it waits for the outer one.
 
         Args:
             timeout: Seconds.
@@ -285,7 +289,8 @@ class MaintenanceGuard:
         Raises:
             DrainError: If requests may still be running: the block does not start, and
                 the state stays on.
-            ValueError: If the present state could open by the clock.
+            ValueError: If the present state could open by the clock or its window has
+                not begun, or an argument cannot work.
             StoreError: If the store cannot be read or set.
         """
         return self._switch.maintenance(

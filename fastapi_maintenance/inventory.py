@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakSet
 
-from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
@@ -13,7 +12,7 @@ from ._fastapi import ListedRoute, direct_dependencies, routes_of, runs_dependen
 from .asgi.resolve import DEEPEST, Level, router_of
 from .asgi.wrap import GuardedApp, guard_of
 from .decision import Decision
-from .exemptions import is_marked, looks_like_documentation
+from .exemptions import is_marked
 from .handlers import callable_name
 from .log import logger
 
@@ -153,7 +152,7 @@ def _entry(route: ListedRoute, place: _Place) -> Entry:
     names = [_switch_of(call) for call in calls]
     guards = [name for name in names if name is not None]
     runs = runs_dependencies(effective)
-    if route.kind == "HTTP" and _is_documentation(effective, place.level):
+    if route.kind == "HTTP" and place.level.documents(effective):
         coverage = DOCUMENTATION
     elif is_marked(getattr(effective, "endpoint", None), effective):
         coverage = EXEMPT
@@ -177,14 +176,6 @@ def _entry(route: ListedRoute, place: _Place) -> Entry:
         coverage,
         "; ".join(notes),
         runs_dependencies=runs or not guards,
-    )
-
-
-def _is_documentation(effective: object, level: Level) -> bool:
-    return (
-        level.is_apps_own_router
-        and isinstance(level.app, FastAPI)
-        and looks_like_documentation(level.app, effective)
     )
 
 

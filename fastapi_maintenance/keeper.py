@@ -2,7 +2,7 @@
 
 There is one ``Keeper`` for each store: the thread, and when it looks. It has one
 ``Follower`` for each switch, which does the work of a look, and drives the ``Worker``,
-which counts requests and does no I/O.
+which counts requests.
 
 The fence rests on the order. A worker reports before it reads the state for the first
 time, and adopts a state before it reports it.
@@ -261,12 +261,6 @@ class Follower:
         with self._counting:
             self._users += 1
 
-    def enter(self) -> None:
-        """Join for one more user of this worker."""
-        # First, as another user may be leaving at this moment.
-        self.add_user()
-        self.join()
-
     def leave(self) -> None:
         """Leave the store when the last user does. Work in flight keeps the report."""
         with self._counting:
@@ -374,21 +368,28 @@ class Follower:
     def _follow(self) -> None:
         # From before the read: the process may be stopped right after it.
         asked = time.monotonic()
+        # And a request may adopt a newer state than the one that is being read.
+        own = self.worker.state
         try:
             state = self._read()
         except StoreError as error:
             self._problems.say("read", f"keeps the last state it knew: {error}")
         else:
             self._problems.solved("read")
-            self._learn(state)
+            self._learn(state, own)
         self.worker.checked = asked
 
-    def _learn(self, stored: MaintenanceState | None) -> None:
-        """Do what follows from what is stored."""
-        worker, own = self.worker, self.worker.state
+    def _learn(self, stored: MaintenanceState | None, own: MaintenanceState) -> None:
+        """Do what follows from what is stored.
+
+        Args:
+            stored: What was read.
+            own: What the worker had adopted before that.
+        """
+        worker = self.worker
         if stored is None:
             if own.epoch:
-                self._write_back(None)
+                self._write_back(None, own)
         elif stored.epoch > own.epoch:
             worker.adopt(stored)
         elif not stored.tag or (stored.epoch, stored.tag) == (own.epoch, own.tag):
@@ -397,14 +398,15 @@ class Follower:
                 self._publish_edit(stored)
         elif worker.has_adopted(stored.tag):
             # The store was put back to what it was before.
-            self._write_back(stored)
+            self._write_back(stored, own)
         # Two histories, such as before and after a loss.
         elif stored != worker.edited:
-            self._merge(stored)
+            self._merge(stored, own)
 
-    def _write_back(self, stored: MaintenanceState | None) -> None:
+    def _write_back(
+        self, stored: MaintenanceState | None, own: MaintenanceState
+    ) -> None:
         """Store the worker's state again, where it was lost or rolled back."""
-        own = self.worker.state
         if self._publish(stored, lambda _: own):
             logger.warning(
                 "maintenance: %s: the store had lost the state of epoch %d, which was"
@@ -414,9 +416,8 @@ class Follower:
             )
             self._testify()
 
-    def _merge(self, stored: MaintenanceState) -> None:
+    def _merge(self, stored: MaintenanceState, own: MaintenanceState) -> None:
         """Publish the stored or the own state, whichever is enabled, above both."""
-        own = self.worker.state
         winner = stored if stored.enabled or not own.enabled else own
         if winner.version != VERSION:
             # Only the release that has written it can write it under another epoch.
@@ -548,7 +549,6 @@ class Follower:
         interval = poll_interval(store)
         if self.keeper.fence is None:
             return interval
-        reported = self._reported
         if not worker.state.enabled:
             return interval
         if not (is_local(store) or hasattr(store, "wait")):

@@ -30,23 +30,30 @@ class ChangeNotifier:
         """Call a function with each change."""
         self._listeners.append(listener)
 
-    def notify(self, state: MaintenanceState, before: MaintenanceState) -> None:
-        """Log a state and call the listeners, if it differs from the one before it."""
+    def note(self, state: MaintenanceState, before: MaintenanceState) -> bool:
+        """Note a state for the listeners, in the order of the calls.
+
+        Returns:
+            Whether it differs from the one before it, and ``tell`` is to follow.
+        """
         if _content(state) == _content(before):
-            return  # A drain publishes the same state again.
+            return False  # A drain publishes the same state again.
+        if self._listeners:
+            self._states.append(state)
+        return True
+
+    def tell(self, state: MaintenanceState) -> None:
+        """Log a state, and have the listeners called with what was noted."""
         logger.info(
             "maintenance is %s: %s, epoch %d, by %s%s",
-            "on" if state.enabled else "off",
+            _in_words(state),
             self._title,
             state.epoch,
             state.actor or "an unnamed operator",
             f": {state.message}" if state.message else "",
         )
-        if not self._listeners:
-            return
         with self._lock:
-            self._states.append(state)
-            if self._running:
+            if self._running or not self._states:
                 return
             self._running = True
         try:
@@ -79,3 +86,11 @@ class ChangeNotifier:
 
 def _content(state: MaintenanceState) -> MaintenanceState:
     return state.model_copy(update={"epoch": 0, "tag": "", "close_after": None})
+
+
+def _in_words(state: MaintenanceState) -> str:
+    if not state.enabled:
+        return "off"
+    if state.starts_at is None:
+        return "on"
+    return f"planned from {state.starts_at.isoformat()}"

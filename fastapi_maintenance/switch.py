@@ -138,9 +138,10 @@ class Switch:
     """
 
     def __init__(self, store: Store, name: str) -> None:
-        self.store = store
         self.name: str = check_name(name)
         self.keeper: Keeper = keeper_of(store)
+        # The one object of this process that is made again in a child of a fork.
+        self.store: Store = self.keeper.store
         self._follower = self.keeper.follower(name)
         self.worker: Worker = self._follower.worker
         self.clock: Clock = utc_now
@@ -528,11 +529,14 @@ class Switch:
             return changes.turn_off(present, actor=published_state.actor, force=True)
 
         try:
-            return (await self.publish(change)).state
+            undone = (await self.publish(change)).state
         except SupersededError:
             if publication.holder is None:
                 return None
             return await self.release(publication.holder, stays=False)
+        if not undone.enabled:
+            await self.wait_until_acknowledged(undone)
+        return undone
 
     @asynccontextmanager
     async def maintenance(
@@ -560,7 +564,13 @@ class Switch:
             yield report
             stays = False
         finally:
-            await _to_its_end(lambda: self.release(holder, stays=stays))
+            await _to_its_end(
+                lambda: (
+                    self.release(holder, stays=True)
+                    if stays
+                    else self.undo(publication)
+                )
+            )
 
     async def release(self, holder: str, *, stays: bool) -> MaintenanceState:
         """Release a hold; the last one to leave opens, unless it stays on."""

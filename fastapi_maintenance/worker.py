@@ -1,6 +1,7 @@
 """Counting in one process: admit a request, adopt a state, release a request.
 
-One lock makes "count, then read the state" a single step. Nothing here does any I/O.
+One lock makes "count, then read the state" a single step. There is no I/O under it; an
+admission reads a local store only if its keeper has not looked for a second.
 """
 
 from __future__ import annotations
@@ -232,6 +233,10 @@ class Worker:
         """Begin to admit: the worker has reported, and has read the state since."""
         with self._lock:
             before = self.state
+            # A state that was off before this worker joined is no change.
+            changed = (state.enabled or before.enabled) and self.notifier.note(
+                state, before
+            )
             self._adopt(state)
             self.joined = True
             self.counted = counted
@@ -241,9 +246,8 @@ class Worker:
                 "this AnyIO or Python does not show which threads still work for a"
                 " request"
             )
-        # A state that was off before this worker joined is no change.
-        if state.enabled or before.enabled:
-            self.notifier.notify(state, before)
+        if changed:
+            self.notifier.tell(state)
 
     def leave(self) -> bool:
         """Leave if nothing is at work; tell whether it has left."""
@@ -301,9 +305,11 @@ class Worker:
             if state.epoch < before.epoch:
                 # This thread was stopped after it had read an older state.
                 return
+            changed = self.notifier.note(state, before)
             self._adopt(state)
         self.drop_exempt()
-        self.notifier.notify(state, before)
+        if changed:
+            self.notifier.tell(state)
 
     def has_adopted(self, tag: str) -> bool:
         """Tell whether a publication was ever adopted."""

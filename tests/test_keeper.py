@@ -620,6 +620,32 @@ class TestLoss:
         assert list(server.reports) == [switch.worker.id]
 
 
+class TestOvertaking:
+    """A request of a worker whose keeper was stopped looks at the store itself."""
+
+    def test_older_state_that_was_being_read_is_no_loss(self) -> None:
+        """The list of workers stays complete, and nothing is said to be lost."""
+        store = OwnStore()
+        switch = joined(store)
+        first = with_new_epoch(lambda _: ON)(None)
+        store.server.state = first
+        look(switch)
+        reading = store.read
+
+        def read(name: str) -> MaintenanceState | None:
+            found = reading(name)
+            store.read = reading  # type: ignore[method-assign]  # once
+            store.server.state = with_new_epoch(lambda _: OFF)(found)
+            switch.worker.adopt(store.server.state)
+            return found
+
+        store.read = read  # type: ignore[method-assign]  # it is overtaken
+        look(switch)
+        assert store.server.membership is not None
+        assert store.server.membership.complete
+        assert not switch.worker.state.enabled
+
+
 class TestHistories:
     """Another publication under an epoch that is not larger: two histories."""
 
@@ -984,8 +1010,10 @@ class TestLeaving:
         store = OwnStore()
         switch = Switch(store, "default")
         kept = switch._follower
-        kept.enter()
-        kept.enter()
+        kept.add_user()
+        kept.join()
+        kept.add_user()
+        kept.join()
         kept.leave()
         assert switch.worker.joined
         kept.leave()
@@ -1001,10 +1029,12 @@ class TestLeaving:
         store = OwnStore()
         switch = Switch(store, "default")
         kept = switch._follower
-        kept.enter()
+        kept.add_user()
+        kept.join()
         first = switch.worker.id
         kept.leave()
-        kept.enter()
+        kept.add_user()
+        kept.join()
         assert switch.worker.id != first
         store.remove("default", first)
         assert list(store.server.reports) == [switch.worker.id]

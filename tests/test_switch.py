@@ -843,6 +843,16 @@ class TestMaintenanceBlocks:
             ]
         assert not guard.state.enabled
 
+    async def test_block_puts_back_what_stood_before(self) -> None:
+        """An operator's own read-only maintenance is what it was, text included."""
+        guard = await joined_guard()
+        await guard.enable(read_only=True, message="reads go on", until=HOUR)
+        before = guard.state
+        async with guard.maintenance(message="migrating"):
+            assert not guard.state.read_only
+        now = guard.state
+        assert now.replace(epoch=before.epoch, tag=before.tag) == before
+
     @pytest.mark.parametrize("stay", [True, False])
     async def test_block_that_fails_stays_on_unless_told_otherwise(
         self, stay: bool
@@ -955,7 +965,8 @@ class TestMaintenanceBlocks:
             assert (state.message, state.retry_after) == ("mine", 5)
             # What let reads in has to give way to the block.
             assert not state.read_only
-        assert (guard.state.enabled, guard.state.holders) == (True, (OPERATOR,))
+        state = guard.state
+        assert (state.enabled, state.read_only, state.holders) == (True, True, ())
 
     async def test_actor_is_who_published_last(self) -> None:
         """A holder that joins or leaves is named, not the one before."""

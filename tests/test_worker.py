@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -565,6 +566,14 @@ class TestStaleKeeper:
         assert admitted(self.stale(fails)).state is OFF
 
 
+def tell(
+    notifier: ChangeNotifier, state: MaintenanceState, before: MaintenanceState
+) -> None:
+    """Note a change and tell of it, as a worker does."""
+    assert notifier.note(state, before)
+    notifier.tell(state)
+
+
 class Told(list[int]):
     """The epochs that a listener was called with, and when they are enough."""
 
@@ -614,12 +623,36 @@ class TestTellingOfChanges:
         work, told = Work(), Told(enough=2)
         notifier.listen(lambda _: work.run())
         notifier.listen(told)
-        notifier.notify(ON, OFF)
+        tell(notifier, ON, OFF)
         assert work.begun.wait(30)
-        notifier.notify(OFF.replace(epoch=8), ON)
+        tell(notifier, OFF.replace(epoch=8), ON)
         work.released.set()
         assert told.done.wait(30)
         assert told == [7, 8]
+
+    def test_listeners_are_told_in_the_order_of_adoption(self) -> None:
+        """Also where one thread adopts while another one is still dropping work."""
+        worker = joined(OFF)
+        told = Told(enough=2)
+        worker.notifier.listen(told)
+
+        class Slow:
+            def is_exempt(self) -> bool:
+                if worker.state.epoch == ON.epoch:
+                    worker.adopt(OFF.replace(epoch=8))
+                return False
+
+        assert worker.admit(Slow()) is not None
+        worker.adopt(ON)
+        assert told.done.wait(30)
+        assert told == [7, 8]
+
+    def test_plan_is_not_called_on(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The log says from when a planned window refuses."""
+        caplog.set_level("INFO")
+        starts_at = datetime(2030, 1, 1, tzinfo=UTC)
+        joined(OFF).adopt(ON.replace(starts_at=starts_at))
+        assert "is planned from 2030-01-01T00:00:00+00:00" in caplog.text
 
     def test_listener_that_fails_is_logged(
         self, caplog: pytest.LogCaptureFixture
@@ -633,8 +666,8 @@ class TestTellingOfChanges:
 
         notifier.listen(fails)
         notifier.listen(told)
-        notifier.notify(ON, OFF)
-        notifier.notify(OFF.replace(epoch=8), ON)
+        tell(notifier, ON, OFF)
+        tell(notifier, OFF.replace(epoch=8), ON)
         assert told.done.wait(30)
         assert told == [7, 8]
         assert "on_change failed for epoch 7" in caplog.text
@@ -652,9 +685,9 @@ class TestTellingOfChanges:
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_more)
-            notifier.notify(ON, OFF)
+            tell(notifier, ON, OFF)
         assert "listeners are not told" in caplog.text
-        notifier.notify(OFF.replace(epoch=8), ON)
+        tell(notifier, OFF.replace(epoch=8), ON)
         assert told.done.wait(30)
         assert told == [7, 8]
 
@@ -665,7 +698,7 @@ class TestTellingOfChanges:
         notifier.listen(told)
         notifier._states.append(OFF)
         notifier.reset()
-        notifier.notify(ON, OFF)
+        tell(notifier, ON, OFF)
         assert told.done.wait(30)
         assert told == [7]
 

@@ -94,6 +94,14 @@ class Level(NamedTuple):
         """
         return self.is_apps_own_router and self.inner is self.router
 
+    def documents(self, effective: object) -> bool:
+        """Tell whether a route is documentation of this application."""
+        return (
+            self.is_apps_own_router
+            and isinstance(self.app, FastAPI)
+            and looks_like_documentation(self.app, effective)
+        )
+
     def enter(self, app: object, around: Collection[object]) -> "Level":
         """Return the level of an application that this level passes requests on to.
 
@@ -186,7 +194,7 @@ def _descend(
             exempt = (
                 level.marked
                 or is_marked(scope_copy.get("endpoint"), effective)
-                or _is_documentation(level, scope_copy, effective)
+                or (scope_copy["type"] == "http" and level.documents(effective))
             )
             return ResolvedRoute(scope_copy, effective, apps, exempt)
         elif handles_as_usual(found.route):
@@ -205,15 +213,6 @@ def _note_app(level: Level, scope_copy: Scope, apps: list[Starlette]) -> None:
             scope_copy["root_path"] = root_path
     if level.is_apps_own_router and isinstance(level.app, Starlette):
         apps.append(level.app)
-
-
-def _is_documentation(level: Level, scope: Scope, effective: object) -> bool:
-    return (
-        level.is_apps_own_router
-        and isinstance(level.app, FastAPI)
-        and scope["type"] == "http"
-        and looks_like_documentation(level.app, effective)
-    )
 
 
 _ANSWERS_ITSELF: Final = RouteMatch(Match.NONE, {}, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Final, TypeVar
 
 import anyio
@@ -121,18 +122,22 @@ async def wait_for(
         then = "the other state stands"
     elif rollback:
         try:
-            then = put_back(publication, await switch.undo(publication))
+            then = put_back(publication, await switch.undo(publication), switch.clock())
         except StoreError as error:
             then = f"{WAIT_STAYS_ON}; it could not be put back: {error}"
     raise FailureError(ExitCode.of(report.outcome), f"{text}; {then}")
 
 
-def put_back(publication: Publication, state: MaintenanceState | None) -> str:
+def put_back(
+    publication: Publication, state: MaintenanceState | None, now: datetime
+) -> str:
     """Return how the state is left after a publication was undone."""
     before = publication.before or MaintenanceState()
     if state is None or not _is_same(before, state):
         return "another state has been published since, and stands"
-    return f"the state is what it was before: {'on' if before.enabled else 'off'}"
+    phase = before.phase(now)
+    was = {"in force": "on", "overdue": "on"}.get(phase, phase)
+    return f"the state is what it was before: {was}"
 
 
 def _is_same(before: MaintenanceState, state: MaintenanceState) -> bool:

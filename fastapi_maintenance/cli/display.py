@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
+from datetime import datetime
 from typing import Final, Self
 
 from rich.console import Group, RenderableType
@@ -116,7 +117,7 @@ class Display:
             drain: How it is waited for. Without a wait, say who has acknowledged.
         """
         view = self.view(publication.state, roster)
-        notes = _notes(publication)
+        notes = _notes(publication, self.target.switch.clock())
         extra: dict[str, object] = {"notes": notes} if notes else {}
         if token is not None:
             extra["bypass_token"] = token
@@ -224,10 +225,10 @@ def why_not(found: DrainReport | Verdict, workers: Collection[WorkerReport]) -> 
     return found.reason
 
 
-def _notes(publication: Publication) -> list[str]:
+def _notes(publication: Publication, now: datetime) -> list[str]:
     """Return what a publication has changed that its author may not expect."""
     before, state = publication.before, publication.state
-    if before is None or not before.enabled or not state.enabled:
+    if before is None or before.phase(now) in {"off", "ended"} or not state.enabled:
         return []
     notes = []
     if before.starts_at is not None and (state.starts_at or state.since) != (

@@ -55,7 +55,7 @@ def run_command(
             run = _Run(display, drain, signals, stay=stay)
             words = [path, *command[1:]]
             return anyio.run(run.execute, enable, words, init, token)
-    except (StoreError, CannotDrainError, OSError) as error:
+    except (StoreError, CannotDrainError) as error:
         raise FailureError(ExitCode.NOT_STARTED, str(error)) from error
 
 
@@ -140,10 +140,11 @@ class _Run:
     ) -> NoReturn:
         try:
             if stays_on:
-                await self._switch.release(self._holder, stays=True)
-                then = STAYS_ON
+                state = await self._switch.release(self._holder, stays=True)
+                then = STAYS_ON if state.enabled else "the other state stands"
             else:
-                then = put_back(publication, await self._switch.undo(publication))
+                now = self._switch.clock()
+                then = put_back(publication, await self._switch.undo(publication), now)
         except StoreError as error:
             then = f"{STAYS_HELD}: {error}"
         raise FailureError(code, f"{text}; {then}")
@@ -170,7 +171,7 @@ class _Run:
             raise FailureError(
                 final or ExitCode.NOT_STARTED, f"{text}; {STAYS_HELD}: {error}"
             ) from error
-        enabled = state is not None and state.enabled
+        enabled = state is not None and self._switch.in_force(state)
         out.emit("end", command_exit=code, signals=received, enabled=enabled)
         if self._holder not in present.holders:
             out.warn(
@@ -181,7 +182,7 @@ class _Run:
             names = ", ".join(signal_name(number) for number in received)
             after = f" after {names}" if names else ""
             out.warn(f"the command ended with {how}{after}; {STAYS_ON}")
-        elif state is not None and state.enabled:
+        elif state is not None and enabled:
             out.say(f"The command succeeded; maintenance stays on: {_why_on(state)}.")
         else:
             out.say("The command succeeded; maintenance is off.")

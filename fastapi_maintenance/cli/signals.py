@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -124,7 +125,8 @@ class Signals:
                 return code
             for number in self.received[passed:]:
                 if not _reaches_both(number, child.pid):
-                    child.send_signal(number)
+                    with contextlib.suppress(PermissionError):  # Such as sudo.
+                        child.send_signal(number)
                 passed += 1
             await anyio.sleep(_INTERVAL)
 

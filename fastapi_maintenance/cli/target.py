@@ -28,7 +28,7 @@ IF_RUNNING: Final = (
     "if it is running, add FastAPI(lifespan=guard.lifespan), without which it joins at"
     " its first request, or name its store and switch with --store and --name"
 )
-"""What an operator may have overlooked who sees no worker of a running service."""
+"""What to check when a running service shows no worker."""
 
 
 class Target:

@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ..handlers import handler_limiter, looks_async
+from ..handlers import THREADS, looks_async
+from ..limiters import limiter
 from ..log import logger
 from ..refusal import DEFAULT_DETAIL, MaintenanceError
 from .html_file import HtmlFile, filled
@@ -156,7 +157,7 @@ def _from_callable(page: PageMaker) -> Renderer:
                 page(request, error)
                 if looks_async(page)
                 else await to_thread.run_sync(
-                    page, request, error, limiter=handler_limiter()
+                    page, request, error, limiter=limiter("pages", THREADS)
                 )
             )
             # A callable that does not look async may return an awaitable too.

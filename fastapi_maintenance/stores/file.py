@@ -63,7 +63,7 @@ class FileStore:
     a service down: its workers read what they can, and say so in the log.
 
     Args:
-        path: The directory. A relative one is taken from the present directory.
+        path: The directory. A relative one is taken from the current directory.
         run_dir: Where workers keep their reports, ``run`` inside ``path`` by default.
 
     Raises:

@@ -58,6 +58,7 @@ RESUBSCRIBE: Final = 1.0
 """Seconds between two attempts to subscribe."""
 
 COMMANDS: Final = (
+    "select",
     "get",
     "set",
     "hexists",

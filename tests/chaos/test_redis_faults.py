@@ -286,7 +286,8 @@ def test_forty_workers_join_at_once(service: Service) -> None:
 
     def entered(worker: Follower) -> bool:
         with contextlib.suppress(TemporaryStoreError):
-            worker.enter()
+            worker.add_user()
+            worker.join()
             return True
         return False
 

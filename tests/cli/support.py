@@ -157,7 +157,8 @@ class Member:
 
     def enter(self) -> None:
         """Join, with a list of workers that has stood for long enough."""
-        self.switch._follower.enter()
+        self.switch._follower.add_user()
+        self.switch._follower.join()
         change_list(self.folder, self.switch.name, made=time.time() - 200)
 
     @contextlib.contextmanager

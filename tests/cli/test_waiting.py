@@ -160,13 +160,13 @@ async def test_a_rollback_leaves_what_others_have_published(
     switch, drain, enable = member.switch, DrainOptions(timeout=0), EnableOptions()
     mine = await switch.publish_to_drain(drain, enable)
     await switch.enable(EnableOptions(message="other"))
-    assert put_back(mine, await switch.undo(mine)) == another
+    assert put_back(mine, await switch.undo(mine), switch.clock()) == another
     mine = await switch.publish_to_drain(drain, enable, holder="one#1")
     await switch.disable(force=True)
-    assert put_back(mine, await switch.undo(mine)) == another
+    assert put_back(mine, await switch.undo(mine), switch.clock()) == another
     mine = await switch.publish_to_drain(drain, enable, holder="one#1")
     await switch.publish_to_drain(drain, enable, holder="two#2")
-    assert put_back(mine, await switch.undo(mine)) == another
+    assert put_back(mine, await switch.undo(mine), switch.clock()) == another
 
 
 @pytest.mark.usefixtures("member")

@@ -48,7 +48,8 @@ def joined(*workers: Follower) -> Iterator[None]:
     """Let workers be joined for the time of a block."""
     with contextlib.ExitStack() as stack:
         for worker in workers:
-            worker.enter()
+            worker.add_user()
+            worker.join()
             stack.callback(worker.leave)
         yield
 

@@ -118,7 +118,8 @@ def make(
 async def beside(store: Store) -> AsyncIterator[Follower]:
     """Have a worker with a keeper of its own, as another process has one."""
     kept = Keeper(store).follower("default")
-    await anyio.to_thread.run_sync(kept.enter)
+    kept.add_user()
+    await anyio.to_thread.run_sync(kept.join)
     try:
         yield kept
     finally:

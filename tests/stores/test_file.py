@@ -76,7 +76,8 @@ def report(worker: str = "1-a", generation: str | None = None) -> WorkerReport:
 def joined(store: FileStore, name: str = "default") -> Iterator[Switch]:
     """Be a worker for the time of a block."""
     switch = switch_of(store, name)
-    switch._follower.enter()
+    switch._follower.add_user()
+    switch._follower.join()
     try:
         yield switch
     finally:
@@ -86,7 +87,8 @@ def joined(store: FileStore, name: str = "default") -> Iterator[Switch]:
 def joined_for_good(store: FileStore) -> Switch:
     """Join in a child, which will be killed."""
     switch = switch_of(store)
-    switch._follower.enter()
+    switch._follower.add_user()
+    switch._follower.join()
     return switch
 
 
@@ -549,7 +551,8 @@ def test_two_stores_of_one_place_share_a_worker(tmp_path: Path) -> None:
     other = Switch(FileStore(tmp_path / "state"), "default")
     assert one.worker is other.worker
     assert Switch(FileStore(tmp_path / "state"), "pay").worker is not one.worker
-    one._follower.enter()
+    one._follower.add_user()
+    one._follower.join()
     assert len(other.store.roster("default").workers) == 1  # type: ignore[attr-defined]  # a directory
     one._follower.leave()
 

@@ -331,7 +331,8 @@ def test_a_forked_child_is_a_worker_of_its_own(store: RedisStore) -> None:
 
         def work() -> bool:
             was_joined = kept.worker.joined
-            kept.enter()
+            kept.add_user()
+            kept.join()
             joined_now = beside.roster(NAME).members == {parent, kept.worker.id}
             seen = kept.worker.state == state
             publish(beside, enabled=False)
