@@ -534,7 +534,7 @@ class Switch:
             if publication.holder is None:
                 return None
             return await self.release(publication.holder, stays=False)
-        if not undone.enabled:
+        if not self.in_force(undone):
             await self.wait_until_acknowledged(undone)
         return undone
 

@@ -3,6 +3,7 @@
 A keeper's thread looks when the test says so: ``look`` is one tick, in this thread.
 """
 
+import contextlib
 import gc
 import os
 import threading
@@ -1424,6 +1425,27 @@ class TestForks:
         finally:
             for lock in locks:
                 lock.release()
+
+    def test_fork_of_two_guards_of_one_place(self, tmp_path: Path) -> None:
+        """A lock that the parent held does not hang the child through either guard."""
+        guards = [MaintenanceGuard(FileStore(tmp_path)) for _ in range(2)]
+        stores = [guard._switch.store for guard in guards]
+        removed = threading.Semaphore(0)
+
+        def remove(store: FileStore) -> None:
+            store.remove("default", "1-a")
+            removed.release()
+
+        def child() -> bool:
+            for store in stores:
+                threading.Thread(target=remove, args=(store,), daemon=True).start()
+            return all(removed.acquire(timeout=20) for _ in stores)
+
+        with contextlib.ExitStack() as held:
+            for store in stores:
+                assert isinstance(store, FileStore)
+                held.enter_context(store._thread)
+            assert in_child(child)
 
     def test_child_on_memory_is_alone(self) -> None:
         """The workers of a parent's memory are not those of its child."""

@@ -141,7 +141,8 @@ class _Run:
         try:
             if stays_on:
                 state = await self._switch.release(self._holder, stays=True)
-                then = STAYS_ON if state.enabled else "the other state stands"
+                stays = self._switch.in_force(state)
+                then = STAYS_ON if stays else "the other state stands"
             else:
                 now = self._switch.clock()
                 then = put_back(publication, await self._switch.undo(publication), now)

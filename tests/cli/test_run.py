@@ -2,14 +2,16 @@
 
 import json
 import signal
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 
-from fastapi_maintenance import FileStore
+from fastapi_maintenance import FileStore, MaintenanceState
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.state import OPERATOR
 from tests.cli.support import (
@@ -170,6 +172,41 @@ def test_not_drained_stays_on_when_told_to(folder: Path, member: Member) -> None
     assert not (folder / "ran").exists()
 
 
+def test_not_drained_and_opened_by_another_is_not_said_to_stay_on(
+    folder: Path, member: Member
+) -> None:
+    """``--stay`` keeps what is on; what another operator has opened is open."""
+    words = program("run", "--stay", "--json", "touch", "ran")
+    with member.busy(), started(words, folder) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        assert invoke("off", "--force").exit_code == 0
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 125
+    assert "the command was not started; the other state stands" in errors
+    assert "stays on" not in errors
+    assert not state(folder).enabled
+
+
+def test_a_window_that_has_ended_is_not_on_afterwards(
+    folder: Path, member: Member
+) -> None:
+    """What ``auto_off`` has opened is off, though nobody has published that."""
+    ended = MaintenanceState(
+        enabled=True, auto_off=True, until=datetime.now(UTC) - timedelta(hours=1)
+    )
+    member.put(ended)
+    member.leave()
+    result = invoke("run", "--workers", "0", "--", "true")
+    assert result.exit_code == 0
+    assert result.stderr.endswith("The command succeeded; maintenance is off.\n")
+    result = invoke("run", "--workers", "0", "--json", "--", "true")
+    end = json.loads(result.stderr.splitlines()[-1])
+    assert (end["event"], end["enabled"]) == ("end", False)
+    assert state(folder).until == ended.until
+    assert not on_now(folder)
+
+
 @pytest.mark.usefixtures("member")
 def test_on_before_stays_on_afterwards(folder: Path) -> None:
     """A person's own ``on`` outlives a command that succeeded under it, as it was."""
@@ -249,6 +286,25 @@ def test_a_command_that_a_signal_ends_leaves_it_on(folder: Path) -> None:
     assert process.returncode == 143
     assert "ended with SIGTERM after SIGTERM; maintenance stays on" in errors
     assert on_now(folder)
+
+
+@pytest.mark.usefixtures("member")
+def test_a_command_of_another_user_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that may not be passed on, as to ``sudo``, ends neither of both."""
+
+    def denied(self: subprocess.Popen[bytes], number: int) -> None:
+        (folder / "denied").touch()
+        raise PermissionError(number, "Operation not permitted")
+
+    monkeypatch.setattr(subprocess.Popen, "send_signal", denied)
+    text = "kill -TERM $PPID; while ! test -e denied; do sleep 0.02; done; exit 4"
+    result = invoke("run", "sh", "-c", text)
+    assert result.exit_code == 4
+    assert "ended with exit code 4 after SIGTERM; maintenance stays" in result.stderr
+    assert state(folder).holders == (OPERATOR,)
+    assert invoke("off").exit_code == 0
 
 
 @pytest.mark.usefixtures("member")

@@ -178,6 +178,21 @@ def test_on_says_what_is_replaced() -> None:
     assert line["notes"] == [gone]
 
 
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_on_does_not_replace_what_has_ended(
+    member: Member, as_json: tuple[str, ...]
+) -> None:
+    """A planned window that is over, and its reads, are no news."""
+    at = datetime.now(UTC) - timedelta(hours=2)
+    until = at + timedelta(hours=1)
+    window = MaintenanceState(enabled=True, starts_at=at, until=until, auto_off=True)
+    member.put(window.replace(read_only=True))
+    result = invoke("on", *as_json)
+    assert result.exit_code == 0
+    for note in ("is gone", "Reads are refused now", "notes"):
+        assert note not in result.stdout
+
+
 def test_off_is_refused_while_others_hold_it(folder: Path, member: Member) -> None:
     """What a running migration holds opens only by force, and the line says how."""
     member.hold("deploy#1", OPERATOR)

@@ -5,11 +5,13 @@ import json
 import re
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 
+from fastapi_maintenance import MaintenanceState
 from fastapi_maintenance.changes import EnableOptions
 from fastapi_maintenance.cli.commands import put_back, wait_for
 from fastapi_maintenance.cli.display import Display
@@ -150,6 +152,22 @@ def test_a_rollback_puts_back_what_was_before(folder: Path, member: Member) -> N
         result = call(*words, cwd=folder)
         assert "the state is what it was before: on" in result.stderr
         assert state(folder).message == "first"
+
+
+@pytest.mark.parametrize(("hours", "phase"), [(-2, "ended"), (2, "scheduled")])
+def test_a_rollback_to_a_window_is_not_called_on(
+    folder: Path, member: Member, hours: int, phase: str
+) -> None:
+    """A window that has ended, or is planned, is named as what it is, and is off."""
+    at = datetime.now(UTC) + timedelta(hours=hours)
+    until = at + timedelta(hours=1)
+    member.put(MaintenanceState(enabled=True, starts_at=at, until=until, auto_off=True))
+    with member.busy():
+        result = invoke(*ON_AND_WAIT, "--rollback")
+    assert result.exit_code == 10
+    assert result.stderr.endswith(f"the state is what it was before: {phase}\n")
+    assert state(folder).starts_at == at
+    assert not on_now(folder)
 
 
 async def test_a_rollback_leaves_what_others_have_published(

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio.lowlevel
@@ -14,6 +15,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocke
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
+from starlette.requests import HTTPConnection
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_maintenance import (
@@ -21,6 +23,7 @@ from fastapi_maintenance import (
     MaintenanceGuard,
     maintenance_exception_handler,
 )
+from fastapi_maintenance.handlers import THREADS
 from fastapi_maintenance.pages import Page
 from fastapi_maintenance.testing import force, frozen_clock
 from tests.calls import call
@@ -73,6 +76,36 @@ async def test_a_page_waits_for_no_thread_of_the_endpoints(kind: str) -> None:
         finally:
             release.set()
     assert (answer.status, answer.body) == (503, b"Moving")
+
+
+@pytest.mark.anyio
+async def test_pages_that_hang_take_no_thread_from_exempt_handlers() -> None:
+    """A handler is still asked in time when as many pages hang as can be made."""
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def page(_: Request, error: MaintenanceError) -> str:
+        begun.release()
+        release.wait(20)
+        return str(error.detail)
+
+    def is_operator(connection: HTTPConnection) -> bool:
+        return "x-operator" in connection.headers
+
+    guard = MaintenanceGuard("memory:", exempt_handler=is_operator)
+    app = build(guard, page)
+    app.add_api_route("/orders", lambda: "served")
+    await guard.enable(acknowledge=0)
+    refused = partial(call, app, "/shop", headers=[(b"accept", b"text/html")])
+    async with anyio.create_task_group() as running:
+        try:
+            for _ in range(THREADS):
+                running.start_soon(refused)
+            for _ in range(THREADS):
+                assert await to_thread.run_sync(begun.acquire, True, 20)
+            answer = await call(app, "/orders", headers=[(b"x-operator", b"yes")])
+        finally:
+            release.set()
+    assert (answer.status, answer.body) == (200, b'"served"')
 
 
 @contextmanager

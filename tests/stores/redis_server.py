@@ -60,9 +60,17 @@ class RedisServer:
         self.options = list(options)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def url(self, query: str = "prefix=shop", *, user: str = "", port: int = 0) -> str:
-        """Return the URL of database 0, or of ``port`` in the server's place."""
-        return f"redis://{user}:{_ENCODED}@127.0.0.1:{port or self.port}/0?{query}"
+    def url(
+        self,
+        query: str = "prefix=shop",
+        *,
+        user: str = "",
+        port: int = 0,
+        database: int = 0,
+    ) -> str:
+        """Return the URL of a database, or of ``port`` in the server's place."""
+        place = f"127.0.0.1:{port or self.port}/{database}"
+        return f"redis://{user}:{_ENCODED}@{place}?{query}"
 
     def start(self) -> RedisServer:
         """Start it and wait until it answers."""
