@@ -34,7 +34,7 @@ PACKAGE = "fastapi_maintenance"
 ALONE = ["-n", "2", "--dist", "worksteal"]
 SIDE_BY_SIDE = ["-n", "4", "--dist", "worksteal"]
 # The goal was 130 kB. Without any docstring it would be 137.
-WHEEL_LIMIT = 185_000
+WHEEL_LIMIT = 190_000
 # Faults of servers take as long as everything else together.
 SERVER_FAULTS = "chaos and (redis or sql)"
 
