@@ -320,7 +320,7 @@ class Follower:
                 cannot = error
                 self._problems.say("join", f"is not counted: {error}")
         try:
-            state = self._first_state(young=receipt is not None and receipt.young)
+            state = self._first_state(fence if receipt and receipt.young else None)
         except StoreError as error:
             # A directory that this user may not read must not take a service down.
             if cannot is None or not isinstance(error.__cause__, PermissionError):
@@ -335,21 +335,28 @@ class Follower:
         if receipt is not None:
             self._problems.solved("join")
 
-    def _first_state(self, *, young: bool) -> MaintenanceState:
+    def _first_state(self, young: FencedStore | None) -> MaintenanceState:
+        """Return the state by which the worker begins.
+
+        Args:
+            young: The store, if its server has just started.
+        """
         state = self._read()
-        if young and (state is None or not state.enabled):
-            state = self._await_write_back()
+        if young is not None and (state is None or not state.enabled):
+            state = self._await_write_back(young)
         return state or MaintenanceState()
 
     def _read(self) -> MaintenanceState | None:
         return read_state(self.keeper.store, self.name)
 
-    def _await_write_back(self) -> MaintenanceState:
+    def _await_write_back(self, fence: FencedStore) -> MaintenanceState:
         """Wait for others to write back what a restarted server has lost."""
         limit = time.monotonic() + YOUNG_SERVER
         state = None
         while time.monotonic() < limit:
             time.sleep(0.1)
+            if time.monotonic() - self._reported_at >= HEARTBEAT:
+                self._register(fence)  # It is starting, and not silent.
             state = self._read()
             if state is not None and state.enabled:
                 return state

@@ -838,6 +838,25 @@ class TestYoungServer:
         switch.join_blocking()
         assert switch.worker.state == ON
 
+    def test_worker_that_waits_for_them_is_not_silent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It goes on to report that it is there and has adopted nothing."""
+        monkeypatch.setattr(keeper, "HEARTBEAT", 0.05)
+        store = OwnStore()
+        store.young = True
+        reports: list[int] = []
+        reporting = store.report
+
+        def report(name: str, report: WorkerReport) -> Receipt:
+            reports.append(report.seen)
+            return reporting(name, report)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "report", report)
+            Switch(store, "default").join_blocking()
+        assert reports[:2] == [0, 0]
+
     def test_off_is_stored_where_no_worker_knows_more(self) -> None:
         """Under the smallest epoch, so that any other state is larger."""
         store = OwnStore()

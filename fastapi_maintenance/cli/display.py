@@ -369,7 +369,7 @@ class WatchDisplay(_LiveDisplay):
             self._out.emit("status", **view.to_dict())
             running = sum(worker.report.in_flight for worker in view.workers)
             self._out.say(
-                f"{clock()}  {view.headline()} Workers: {worker_summary(roster)};"
+                f"{clock()}  {view.headline()} {worker_summary(roster)};"
                 f" {running} in flight"
             )
 

@@ -194,4 +194,4 @@ def _why_on(state: MaintenanceState) -> str:
     others = [holder for holder in state.holders if holder != OPERATOR]
     if others:
         return f"held by {', '.join(others)}"
-    return "an operator had switched it on, `fastapi-maintenance off` opens it"
+    return "it was on before, `fastapi-maintenance off` opens it"

@@ -93,7 +93,7 @@ class View:
         if state.retry_after is not None:
             yield "retry-after", str(state.retry_after)
         if state.close_after is not None:
-            yield "close-after", str(state.close_after)
+            yield "close after", f"{state.close_after:g} s"
 
     def _of_workers(self) -> Iterator[tuple[str, str]]:
         if self.roster is None:

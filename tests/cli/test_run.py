@@ -214,7 +214,7 @@ def test_on_before_stays_on_afterwards(folder: Path) -> None:
     result = invoke("run", "true")
     assert result.exit_code == 0
     assert result.stderr.endswith(
-        "The command succeeded; maintenance stays on: an operator had switched it on,"
+        "The command succeeded; maintenance stays on: it was on before,"
         " `fastapi-maintenance off` opens it.\n"
     )
     assert on_now(folder)
