@@ -153,9 +153,6 @@ class Keeper:
     def forked(self) -> None:
         """Begin again in a child: another worker, and no thread."""
         self._reset()
-        forked = getattr(self.store, "forked", None)
-        if forked is not None:
-            forked()
         for follower in list(self._followers.values()):
             follower.reset()
 
@@ -583,6 +580,8 @@ def keeper_of(store: Store) -> Keeper:
     place = named if is_shared and isinstance(named, str) else id(store)
     key = type(store), place
     with _registry_lock:
+        if hasattr(store, "forked"):
+            _forkable[id(store)] = store
         keeper = _registry.get(key)
         if keeper is None:
             keeper = _registry[key] = Keeper(store)
@@ -593,6 +592,10 @@ _registry: Final[weakref.WeakValueDictionary[tuple[type, str | int], Keeper]] = 
     weakref.WeakValueDictionary()
 )
 _registry_lock = threading.Lock()
+# Several stores of one place share a keeper; each has locks or sockets of its own.
+_forkable: Final[weakref.WeakValueDictionary[int, Store]] = (
+    weakref.WeakValueDictionary()
+)
 _keepers: Final[weakref.WeakSet[Keeper]] = weakref.WeakSet()
 
 
@@ -628,6 +631,9 @@ def _is_news(report: WorkerReport, known: WorkerReport | None) -> bool:
 def _after_fork() -> None:
     global _registry_lock  # noqa: PLW0603  # the parent's may be held for ever
     _registry_lock = threading.Lock()
+    for store in list(_forkable.values()):
+        forked = getattr(store, "forked")  # noqa: B009  # stores need not have it
+        forked()
     for keeper in list(_keepers):
         keeper.forked()
 

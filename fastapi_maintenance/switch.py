@@ -138,10 +138,9 @@ class Switch:
     """
 
     def __init__(self, store: Store, name: str) -> None:
+        self.store = store
         self.name: str = check_name(name)
         self.keeper: Keeper = keeper_of(store)
-        # The one object of this process that is made again in a child of a fork.
-        self.store: Store = self.keeper.store
         self._follower = self.keeper.follower(name)
         self.worker: Worker = self._follower.worker
         self.clock: Clock = utc_now

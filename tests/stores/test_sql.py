@@ -344,7 +344,6 @@ async def test_stores_of_one_place_share_a_worker(url: str, opened: Open) -> Non
     one, other = switch_of(opened(url)), switch_of(opened(url))
     assert one.keeper is other.keeper
     assert one.worker is other.worker
-    assert one.store is other.store is one.keeper.store
     async with one.attached(), other.attached():
         roster = await one.roster()
         assert roster is not None
