@@ -381,7 +381,7 @@ class Misspelt(Failing):
     def roster(self, name: str) -> None:
         """Return nothing."""
 
-    def comfirm(self, name: str, generation: str, *, complete: bool) -> None:
+    def confirms(self, name: str, generation: str, *, complete: bool) -> None:
         """Be called by nothing."""
 
 

@@ -61,6 +61,6 @@ async def test_it_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_MODE", "on")
     guard = MaintenanceGuard("env:SHOP_MODE")
     assert guard.is_active
-    with pytest.raises(StoreError, match=r"SHOP_MODE .*restart, or use a file:"):
+    with pytest.raises(StoreError, match=r"SHOP_MODE .*restart, or use another store"):
         await guard.disable()
     assert guard.is_active
