@@ -1,6 +1,7 @@
 """Servers that tests start on the loopback interface."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -13,12 +14,20 @@ from tests.waiting import PATIENCE
 ROOT = Path(__file__).parent.parent
 
 
+# Each process of pytest-xdist has ports of its own, below those that systems give to
+# clients: two servers that start at once must not find the same one free.
+_FIRST = 10_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_ports = itertools.cycle(range(_FIRST, _FIRST + 1_000))
+
+
 def free_port() -> int:
     """Return a free port of the loopback interface."""
+    return next(port for port in _ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @contextlib.contextmanager
