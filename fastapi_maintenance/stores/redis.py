@@ -39,7 +39,7 @@ try:
     from redis.client import Pipeline, PubSub
     from redis.connection import ConnectionPool, SSLConnection, parse_url
     from redis.retry import Retry
-    from redis.sentinel import SentinelConnectionPool
+    from redis.sentinel import Sentinel, SentinelConnectionPool
 except ImportError as _error:
     raise ImportError(
         'RedisStore needs redis-py: pip install "fastapi-maintenance-guard[redis]"'
@@ -392,7 +392,7 @@ class _Server(NamedTuple):
     """
 
     options: Options
-    sentinel: tuple[object, ...] | None = None
+    sentinel: tuple[str, Sentinel] | None = None
 
     @classmethod
     def of_url(cls, url: str) -> _Server:
@@ -460,7 +460,12 @@ class _Server(NamedTuple):
         options = self.options
         database = options.get("db") or 0
         if self.sentinel is not None:
-            return f"redis+sentinel://{self.sentinel[0]}/{database}"
+            service, manager = self.sentinel
+            hosts = sorted(
+                "{host}:{port}".format(**client.connection_pool.connection_kwargs)
+                for client in manager.sentinels
+            )
+            return f"redis+sentinel://{','.join(hosts)}/{service}/{database}"
         if "path" in options:
             return f"unix://{options['path']}?db={database}"
         secure = issubclass(options.get("connection_class", object), SSLConnection)

@@ -164,8 +164,9 @@ class SQLStore:
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         self._now = literal_column(_CLOCKS[self._engine.dialect.name], Double)
         self._location = _location(url, self.prefix)
-        if not (url.host or url.database or url.query):
-            # Where it leads, only a function of the application's knows.
+        if not self._is_own:
+            # Where an engine leads is not in its URL alone: it can have a ``creator``,
+            # or another ``search_path``.
             self._location += f" (engine {id(self._engine):#x})"
 
     @classmethod

@@ -152,9 +152,9 @@ def test_a_client_of_a_socket_and_of_tls_lead_there() -> None:
 def test_a_client_of_a_sentinel_follows_the_primary() -> None:
     """What ``master_for`` makes is a way to the primary, also after a failover."""
     store = RedisStore(from_sentinel("master_for", 2), prefix="shop")
-    assert store.location == "redis+sentinel://main/2?prefix=shop"
+    assert store.location == "redis+sentinel://127.0.0.1:1/main/2?prefix=shop"
     with pytest.raises(
-        StoreError, match=r"cannot reach redis\+sentinel://main/2: No m"
+        StoreError, match=r"cannot reach redis\+sentinel://127.0.0.1:1/main/2: No m"
     ):
         store.read("default")
 
