@@ -380,7 +380,8 @@ class Worker:
         now = monotonic()
         with self._lock:
             # Before the threads: a request that ends in between is in one of them.
-            state, old, current = self.state, [*self.old], [*self.current]
+            # Copied in one step, as releases do not take the lock.
+            state, old, current = self.state, self.old.copy(), self.current.copy()
         left = self._left_behind(state) if state.enabled else []
         older = len(old) + len(left)
         collects = self.garbage.is_due(state.epoch, older)
@@ -397,7 +398,7 @@ class Worker:
             old=older or int(collects),
             oldest=_COLLECTING
             if collects and not older
-            else _oldest(old + left or current, now),
+            else _oldest([*old, *left] or current, now),
             left_behind=len(left),
             uncounted=int(uncounted),
         )

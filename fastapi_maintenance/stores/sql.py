@@ -380,7 +380,7 @@ class SQLStore:
 
     def _transaction(self, work: Callable[[Connection], T]) -> T:
         """Run a transaction, again if the database says that it was rolled back."""
-        # After any other failure of a commit, nobody knows.
+        # After any other failure of a commit, its outcome is unknown.
         return retry(lambda: self._attempt(work), PATIENCE, _RolledBackError)
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
